@@ -1,0 +1,1 @@
+//! The daemon: one supervised task set per site; wiring, no domain logic.

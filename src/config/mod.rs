@@ -1,0 +1,1 @@
+//! Configuration: as written (raw) and as meant (model).

@@ -1,0 +1,1 @@
+//! Restoring: target, plan (pure), apply.

@@ -1,0 +1,1 @@
+//! What to keep and why (pure), and carrying it out.

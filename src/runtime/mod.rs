@@ -1,0 +1,1 @@
+//! The few things every shell needs: clock, retry, tasks.

@@ -1,0 +1,1 @@
+//! The configured object store and nothing above it. Keys are opaque here.

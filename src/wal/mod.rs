@@ -1,0 +1,1 @@
+//! Continuous archiving: assembler and ledger (pure), receiver (the loop).
