@@ -38,9 +38,10 @@ impl Context {
         let Loaded { config, warnings } = self.load()?;
         self.start_log(config.log_level)?;
         for warning in warnings {
-            match warning {
-                Warning::WithoutEffect { .. } => tracing::info!("configuration: {warning}"),
-                _ => tracing::warn!("configuration: {warning}"),
+            if matches!(warning, Warning::WithoutEffect { .. }) {
+                tracing::info!("configuration: {warning}");
+            } else {
+                tracing::warn!("configuration: {warning}");
             }
         }
         Ok(config)
