@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -16,14 +15,15 @@ use tracing::{info, warn};
 use super::nodes::{self, NodesError};
 use super::site::Site;
 use crate::basebackup;
-use crate::catalog::{self, BackupRecord, WalCoverage};
+use super::coverage::coverage_from;
+use crate::catalog::BackupRecord;
 use crate::observe::Progress;
 use crate::postgres::{
     self, BaseBackupOptions, Lsn, ManifestChecksums, SlotName, SystemIdentity, TimelineId,
 };
-use crate::repository::Repository;
+use crate::repository::{self, Repository};
 use crate::runtime::{Clock, SystemClock};
-use crate::wal::{self, Known, Position, Reports, Slot};
+use crate::wal::{self, Position, Reports, Slot};
 
 /// How often the archive is looked at while somebody else fills it.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Server(#[from] postgres::Error),
     #[error(transparent)]
-    Catalog(#[from] catalog::Error),
+    Repository(#[from] repository::Error),
     #[error(transparent)]
     Wal(#[from] wal::Error),
     #[error(transparent)]
@@ -58,7 +58,7 @@ impl Error {
             Self::Server(error) => error.hint(),
             Self::Wal(error) => error.hint(),
             Self::Backup(error) => error.hint(),
-            Self::Catalog(_) => None,
+            Self::Repository(error) => error.hint(),
         }
     }
 }
@@ -218,19 +218,6 @@ where
     Ok(record)
 }
 
-/// The archive's WAL from the segment that holds `start` on.
-async fn coverage(
-    repository: &Repository,
-    identity: &SystemIdentity,
-    timeline: TimelineId,
-    start: Lsn,
-) -> Result<WalCoverage, String> {
-    let from = identity.segment_size.segment_at(timeline, start);
-    catalog::load_coverage(repository, identity.segment_size, Some(from))
-        .await
-        .map_err(|error| error.to_string())
-}
-
 /// Fails when WAL of the backup is missing, which nothing will bring back.
 async fn require_wal(
     repository: &Repository,
@@ -239,7 +226,8 @@ async fn require_wal(
     start: Lsn,
     stop: Lsn,
 ) -> Result<(), String> {
-    let coverage = coverage(repository, identity, timeline, start).await?;
+    let size = identity.segment_size;
+    let coverage = coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
     coverage.covers(timeline, start, stop).map_err(|missing| missing.to_string())
 }
 
@@ -254,7 +242,8 @@ async fn wait_for_wal(
     let mut reached = None;
     let mut progress_seen = Instant::now();
     loop {
-        let coverage = coverage(repository, identity, timeline, start).await?;
+        let size = identity.segment_size;
+        let coverage = coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
         let Err(missing) = coverage.covers(timeline, start, stop) else { return Ok(()) };
         let end = coverage.end_of(timeline);
         if end != reached {

@@ -1,6 +1,7 @@
 //! The daemon: one supervised task set per site; wiring, no domain logic.
 
 mod backup;
+mod coverage;
 mod nodes;
 mod site;
 mod status;
@@ -143,6 +144,7 @@ fn dependencies(config: &Config, sites: &[Arc<Site>]) -> serve::Deps {
             name: site.config.name.clone(),
             repository: site.repository.clone(),
             data_directory: site.config.data_directory.clone(),
+            expected: site.expected.subscribe(),
         })
         .collect();
     let watched: Vec<Arc<Site>> = sites.to_vec();
@@ -160,6 +162,8 @@ fn dependencies(config: &Config, sites: &[Arc<Site>]) -> serve::Deps {
     serve::Deps {
         sites: served,
         status: Arc::new(status),
+        ready: Arc::new(|| Ok(())),
+        limits: serve::Limits::default(),
         credentials: config
             .http
             .credentials

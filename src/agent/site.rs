@@ -13,10 +13,11 @@ use super::backup::{self, Wish};
 use super::nodes::{self, NodesError};
 use super::status::{ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use crate::basebackup::Schedule;
-use crate::catalog::{self, Catalog};
+use crate::catalog::Catalog;
 use crate::config::{CheckpointMode, Config, SiteConfig, WalIntake};
 use crate::observe::Progress;
-use crate::repository::{Repository, Settings as RepositorySettings};
+use crate::postgres::Expected;
+use crate::repository::{self, Repository, Settings as RepositorySettings};
 use crate::retention::{self, RetentionPolicy};
 use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
 use crate::storage::{self, Access, ConditionalPut};
@@ -41,6 +42,8 @@ pub struct Site {
     /// Where the receiver of this process stands; `None` until it streams.
     pub position: watch::Sender<Option<Position>>,
     pub status: StatusCell,
+    /// What is known of the cluster, for those who check WAL files against it.
+    pub expected: watch::Sender<Expected>,
     pub host: String,
     pub parallelism: usize,
     /// Asks for a base backup out of turn.
@@ -51,16 +54,28 @@ pub struct Site {
 pub enum Error {
     #[error(transparent)]
     Storage(#[from] storage::Error),
-    #[error(transparent)]
-    Config(#[from] crate::config::Error),
+}
+
+impl Error {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Storage(error) => error.hint(),
+        }
+    }
+
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Storage(error) => error.is_transient(),
+        }
+    }
 }
 
 impl Site {
     /// Opens the site's storage. `access` says whether anything will be written.
     pub async fn open(config: &Config, site: &SiteConfig, access: Access) -> Result<Self, Error> {
-        let store = storage::open(&site.storage()?, access).await?;
+        let store = storage::open(&site.storage, access).await?;
         let honoured = match access {
-            Access::Write => Some(store.probe_conditional_put(&site.prefix).await?),
+            Access::Write => Some(store.probe_conditional_put().await?),
             Access::Read => None,
         };
         if honoured == Some(ConditionalPut::Ignored) {
@@ -98,6 +113,7 @@ impl Site {
             },
             position: watch::Sender::new(None),
             status: StatusCell::new(status),
+            expected: watch::Sender::new(Expected::default()),
             host,
             parallelism: config.parallelism,
             backup_wanted: Notify::new(),
@@ -106,15 +122,22 @@ impl Site {
     }
 
     /// What the archive holds now, as far as archiving needs to know it.
-    pub async fn known(&self) -> Result<Known, catalog::Error> {
+    pub async fn known(&self) -> Result<Known, repository::Error> {
         let catalog = Catalog::load(&self.repository).await?;
-        let newest = catalog.wal.timelines().next_back();
-        let end = newest.and_then(|timeline| {
-            let stored = catalog.wal.end_of(timeline)?;
-            let whole = catalog.wal.segment_size().floor(stored);
+        let end = catalog.coverage.as_ref().and_then(|coverage| {
+            let timeline = coverage.timelines().next_back()?;
+            let stored = coverage.end_of(timeline)?;
+            let whole = coverage.segment_size().floor(stored);
             Some(wal::ArchiveEnd { timeline, whole, stored })
         });
-        Ok(Known { identity: catalog.identity(), end })
+        let identity = catalog.identity();
+        if let Some(identity) = identity {
+            self.expected.send_replace(Expected {
+                system_identifier: Some(identity.system_identifier),
+                segment_size: Some(identity.segment_size),
+            });
+        }
+        Ok(Known { identity, end })
     }
 
     fn failed(&self, message: &str, hint: Option<String>) -> ErrorStatus {
@@ -142,7 +165,7 @@ enum ArchiveError {
     #[error(transparent)]
     Nodes(#[from] NodesError),
     #[error(transparent)]
-    Catalog(#[from] catalog::Error),
+    Repository(#[from] repository::Error),
     #[error(transparent)]
     Wal(#[from] wal::Error),
 }
@@ -152,7 +175,7 @@ impl ArchiveError {
         match self {
             Self::Nodes(error) => error.hint(),
             Self::Wal(error) => error.hint(),
-            Self::Catalog(_) => None,
+            Self::Repository(error) => error.hint(),
         }
     }
 
@@ -160,7 +183,7 @@ impl ArchiveError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Nodes(error) => error.is_transient(),
-            Self::Catalog(_) => true,
+            Self::Repository(error) => error.is_transient(),
             Self::Wal(error) => error.is_transient(),
         }
     }
@@ -379,14 +402,18 @@ pub fn policy(site: &SiteConfig) -> RetentionPolicy {
         count: site.retention.count,
         count_min: site.retention.count_min,
         age_days_max: site.retention.age_days_max,
-        interval: site.schedule.interval.unwrap_or(SignedDuration::ZERO),
+        interval: site.schedule.interval.map_or(Duration::ZERO, SignedDuration::unsigned_abs),
     }
 }
 
-async fn prune(site: &Site) -> Result<(), retention::Error> {
+async fn prune(site: &Site) -> Result<(), repository::Error> {
     let catalog = Catalog::load(&site.repository).await?;
-    let plan = retention::plan(&catalog, &policy(&site.config), SystemClock.now());
-    let report = retention::apply(&site.repository, &plan).await?;
-    info!(site = site.config.name, %report, "pruned");
+    let now = SystemClock.now();
+    let plan = retention::plan(&catalog, &policy(&site.config), now);
+    let report = retention::apply(&site.repository, &plan, now).await?;
+    info!(
+        site = site.config.name, backups = report.backup_count, segments = report.segment_count,
+        bytes = report.stored_bytes, "pruned"
+    );
     Ok(())
 }

@@ -11,7 +11,7 @@ pub struct Schedule {
     /// `basebackup_interval_hours`; none takes backups on request only.
     pub interval: Option<SignedDuration>,
     /// `basebackup_hour` and `basebackup_minute`, UTC.
-    pub at: Option<(i8, i8)>,
+    pub at: Option<(u8, u8)>,
 }
 
 impl Schedule {
@@ -36,9 +36,10 @@ impl Schedule {
 }
 
 /// The newest scheduled time not after `time`: hour and minute of the day before, plus whole intervals.
-fn normalized(at: (i8, i8), interval: SignedDuration, time: Timestamp) -> Option<Timestamp> {
+fn normalized(at: (u8, u8), interval: SignedDuration, time: Timestamp) -> Option<Timestamp> {
+    let (hour, minute) = (i8::try_from(at.0).ok()?, i8::try_from(at.1).ok()?);
     let day = time.to_zoned(TimeZone::UTC);
-    let day = day.with().hour(at.0).minute(at.1).second(0).subsec_nanosecond(0).build().ok()?;
+    let day = day.with().hour(hour).minute(minute).second(0).subsec_nanosecond(0).build().ok()?;
     let mut scheduled = day.timestamp();
     if scheduled > time {
         scheduled = scheduled.checked_sub(SignedDuration::from_hours(24)).ok()?;
