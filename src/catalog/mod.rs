@@ -1,1 +1,8 @@
 //! What the repository holds, as values.
+
+mod wal_range;
+
+pub use wal_range::{
+    JoinedPieces, Missing, Piece, SegmentRange, Stretch, WalCoverage, WalCoverageBuilder, join_pieces,
+    list_ranges,
+};
