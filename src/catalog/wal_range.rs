@@ -95,12 +95,8 @@ const RANGES_IN_MESSAGE: usize = 8;
 
 /// `a`, `b` to `c` and 3 more.
 pub fn list_ranges(ranges: &[SegmentRange]) -> String {
-    let mut text = ranges
-        .iter()
-        .take(RANGES_IN_MESSAGE)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut text =
+        ranges.iter().take(RANGES_IN_MESSAGE).map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if ranges.len() > RANGES_IN_MESSAGE {
         text.push_str(&format!(" and {} more ranges", ranges.len() - RANGES_IN_MESSAGE));
     }
@@ -335,10 +331,7 @@ mod tests {
         assert!(coverage.gaps(T1).is_empty());
         assert_eq!(coverage.pieces_of(segment(2)).len(), 3);
         assert_eq!(coverage.covers(T1, at(1, 7), at(2, 300)), Ok(()));
-        assert_eq!(
-            coverage.covers(T1, at(1, 7), at(2, 301)),
-            Err(Missing { segments: vec![range(2, 2)] })
-        );
+        assert_eq!(coverage.covers(T1, at(1, 7), at(2, 301)), Err(Missing { segments: vec![range(2, 2)] }));
     }
 
     #[test]
