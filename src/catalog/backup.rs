@@ -135,7 +135,8 @@ impl RecordError {
 impl BackupRecord {
     /// The record's plaintext: one line of JSON.
     pub fn encode(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec(self).expect("a record has no map keys or numbers JSON cannot hold");
+        let mut json =
+            serde_json::to_vec(self).expect("a record has no map keys or numbers JSON cannot hold");
         json.push(b'\n');
         json
     }
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_written_form_stays_as_it_is() {
-        insta::assert_snapshot!(String::from_utf8(record().encode()).unwrap());
+        insta::assert_snapshot!(String::from_utf8(record().encode()).unwrap(), @r#"{"format":1,"name":"20261121T100000Z","system_identifier":"7412345678901234567","server_version_num":180004,"segment_size":16777216,"timeline":1,"start_lsn":"0/2000028","stop_lsn":"0/3000000","stop_timeline":1,"start_time":"2026-11-21T10:00:00Z","stop_time":"2026-11-21T10:01:00Z","backup_from":"primary","host":"db1","pgkeep_version":"0.1.0","plaintext_bytes":1000,"stored_bytes":100,"file_count":3,"tablespaces":[],"packs":[{"backup":"20261121T100000Z","number":0,"stored_length":90}],"files":{"plaintext_length":30,"stored_length":10,"digest":"af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"}}"#);
     }
 
     fn edited(edit: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> Vec<u8> {

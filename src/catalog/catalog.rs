@@ -167,11 +167,7 @@ impl Catalog {
             .filter(|record| record.stop_lsn <= latest)
             .filter(|record| path.check(coverage, record.start_lsn, latest).is_ok())
             .min_by_key(|record| record.stop_lsn)
-            .map(|record| WindowStart {
-                backup: record.name,
-                lsn: record.stop_lsn,
-                time: record.stop_time,
-            });
+            .map(|record| WindowStart { backup: record.name, lsn: record.stop_lsn, time: record.stop_time });
         Some(Window {
             timeline,
             earliest,

@@ -294,7 +294,9 @@ impl<'de> Deserialize<'de> for ExtentLine {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<ExtentLine, A::Error> {
-                fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(elements: &mut A) -> Result<T, A::Error> {
+                fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+                    elements: &mut A,
+                ) -> Result<T, A::Error> {
                     elements.next_element()?.ok_or_else(|| de::Error::custom("an extent is cut short"))
                 }
                 let (backup, number) = match next(&mut elements)? {
@@ -645,7 +647,16 @@ mod tests {
 
     #[test]
     fn the_written_form_stays_as_it_is() {
-        insta::assert_snapshot!(String::from_utf8(encode(&examples())).unwrap());
+        insta::assert_snapshot!(String::from_utf8(encode(&examples())).unwrap(), @r#"
+        {"format":1,"backup":"20261121T100000Z"}
+        {"path":"base","type":"directory","mode":"0700"}
+        {"path":"empty","type":"file","mode":"0600","size":0,"mtime":1795255200,"crc32c":"000a1b2c","extents":[]}
+        {"path":"base/5/1259","type":"file","mode":"0600","size":150,"mtime":1795255200,"crc32c":"000a1b2c","extents":[[0,4096,77,100,"zstd","ec2bd03bf86b935fa34d71ad7ebb049f1f10f87d343e521511d8f9e6625620cd"],["20261120T100000Z/9",4096,77,100,"zstd","f57b151e8a6dfbc520c29ccc134c8f0b5357cdd96058ecd185f0787f480b07a6",40,50]]}
+        {"path64":"b2RkIP8KIm5hbWVc","type":"file","mode":"0600","size":7,"mtime":1795255200,"crc32c":"000a1b2c","extents":[[1,4096,77,7,"zstd","c610e85212d0697cb161d4ba431ba603f273feee7dcb7927c9ff5d74ae6cbfa3"]]}
+        {"path":"pg_tblspc/16384","type":"link","mode":"0777","target":"/mnt/fast"}
+        {"path":"pg_tblspc/16385","type":"link","mode":"0777","target64":"L21udC/+"}
+        {"end":true,"entries":6}
+        "#);
     }
 
     #[test]
@@ -663,7 +674,8 @@ mod tests {
     #[test]
     fn a_missing_line_shows() {
         let text = String::from_utf8(encode(&examples())).unwrap();
-        let without_second: String = text.split_inclusive('\n').enumerate().filter(|(i, _)| *i != 2).map(|(_, l)| l).collect();
+        let without_second: String =
+            text.split_inclusive('\n').enumerate().filter(|(i, _)| *i != 2).map(|(_, l)| l).collect();
         assert!(matches!(
             decode([without_second.as_bytes()]),
             Err(FileListError::Count { found: 5, announced: 6 })
@@ -714,7 +726,10 @@ mod tests {
             let mut lines = Vec::new();
             let mut encoder = FileListEncoder::new(backup(), &mut lines);
             let before = lines.len();
-            assert!(matches!(encoder.entry(&entry, &mut lines), Err(FileListError::Extents { .. })), "{entry:?}");
+            assert!(
+                matches!(encoder.entry(&entry, &mut lines), Err(FileListError::Extents { .. })),
+                "{entry:?}"
+            );
             assert_eq!(lines.len(), before);
         }
     }

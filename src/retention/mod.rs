@@ -1,1 +1,8 @@
 //! What to keep and why (pure), and carrying it out.
+
+mod policy;
+
+pub use policy::{
+    BackupDecision, CutExtent, PackRule, RetentionPlan, RetentionPolicy, SweepDecision, UNFINISHED_AGE,
+    Verdict, WalCut, WalPlan, plan,
+};

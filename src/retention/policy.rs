@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::catalog::{BackupRecord, Catalog, Histories, SegmentRange, UnfinishedBackup, WalCoverage};
+use crate::catalog::{BackupRecord, Catalog, Histories, UnfinishedBackup};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 use crate::repository::{BackupName, PackId};
 
@@ -159,11 +159,7 @@ fn keep_everything(catalog: &Catalog, damaged: BackupName, reason: &str) -> Rete
         backups: catalog
             .backups
             .iter()
-            .map(|record| BackupDecision {
-                backup: record.name,
-                verdict: Verdict::Keep,
-                reason: why.clone(),
-            })
+            .map(|record| BackupDecision { backup: record.name, verdict: Verdict::Keep, reason: why.clone() })
             .collect(),
         unfinished: catalog
             .unfinished
@@ -346,7 +342,9 @@ fn cut(
     }
     match catalog.histories.history(timeline) {
         Ok(_) => (CutExtent::Whole, "no kept backup leads to this timeline".to_owned()),
-        Err(error) => (before(oldest), format!("{error}; no kept backup begins earlier than `{}`", oldest.name)),
+        Err(error) => {
+            (before(oldest), format!("{error}; no kept backup begins earlier than `{}`", oldest.name))
+        }
     }
 }
 
@@ -363,7 +361,10 @@ fn reaches(histories: &Histories, record: &BackupRecord, timeline: TimelineId) -
     };
     record.timeline == timeline
         || record.stop_timeline == timeline
-        || histories.timelines().chain([timeline]).any(|other| histories.history(other).as_ref().is_ok_and(passes))
+        || histories
+            .timelines()
+            .chain([timeline])
+            .any(|other| histories.history(other).as_ref().is_ok_and(passes))
 }
 
 impl fmt::Display for RetentionPlan {
@@ -402,5 +403,327 @@ impl fmt::Display for Verdict {
             Self::Keep => "keep",
             Self::Drop => "drop",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::example::{Archive, SIZE, at, time, tli};
+    use crate::catalog::{DamagedBackup, PackUse};
+    use proptest::prelude::*;
+
+    const NOW: &str = "2026-11-21T12:00:00Z";
+
+    fn decide(archive: Archive, policy: &RetentionPolicy) -> RetentionPlan {
+        plan(&archive.catalog(), policy, time(NOW))
+    }
+
+    fn keep(count: u32) -> RetentionPolicy {
+        RetentionPolicy { count: Some(count), ..RetentionPolicy::default() }
+    }
+
+    fn suspect(record: &mut BackupRecord) {
+        record.checksum_failures = Some("1 total checksum verification failure".to_owned());
+    }
+
+    /// A backup a day at 10:00, each in the segment of its day of the month, and the WAL from day 1 on.
+    fn daily(days: std::ops::RangeInclusive<u64>) -> Archive {
+        days.fold(Archive::new().wal(1, 1, 22, "2026-11-21T11:59:00Z"), |archive, day| {
+            archive.backup(1, day, &format!("2026-11-{day:02}T10:00:00Z"))
+        })
+    }
+
+    #[test]
+    fn by_count_the_oldest_go_and_their_wal_with_them() {
+        insta::assert_snapshot!(decide(daily(18..=21), &keep(2)), @r"
+        drop backup `20261118T100000Z`: 2 newer ones are kept (`basebackup_count`)
+        drop backup `20261119T100000Z`: 2 newer ones are kept (`basebackup_count`)
+        keep backup `20261120T100000Z`: one of the newest 2 (`basebackup_count`)
+        keep backup `20261121T100000Z`: the newest one
+        drop WAL of timeline 1 before `000000010000000000000014` (19 segments): backup `20261120T100000Z` begins there
+        ");
+    }
+
+    #[test]
+    fn by_age_the_minimum_stays() {
+        let policy = RetentionPolicy {
+            count: None,
+            count_min: 3,
+            age_days_max: Some(1.0),
+            interval: Duration::from_secs(86_400),
+        };
+        insta::assert_snapshot!(decide(daily(16..=21), &policy), @r"
+        drop backup `20261116T100000Z`: 4.1 days past its time, more than 1 (`basebackup_age_days_max`)
+        drop backup `20261117T100000Z`: 3.1 days past its time, more than 1 (`basebackup_age_days_max`)
+        drop backup `20261118T100000Z`: 2.1 days past its time, more than 1 (`basebackup_age_days_max`)
+        keep backup `20261119T100000Z`: one of the newest 3 (`basebackup_count_min`)
+        keep backup `20261120T100000Z`: 0.1 days past its time, not more than 1 (`basebackup_age_days_max`)
+        keep backup `20261121T100000Z`: the newest one
+        drop WAL of timeline 1 before `000000010000000000000013` (18 segments): backup `20261119T100000Z` begins there
+        ");
+    }
+
+    #[test]
+    fn without_a_minimum_age_is_not_looked_at() {
+        let policy = RetentionPolicy { age_days_max: Some(0.1), ..RetentionPolicy::default() };
+        assert_eq!(decide(daily(1..=21), &policy).dropped().count(), 0);
+    }
+
+    #[test]
+    fn the_last_backup_stays_whatever_the_policy() {
+        let none = RetentionPolicy { count: Some(0), count_min: 1, age_days_max: Some(0.001), ..keep(0) };
+        let plan = decide(daily(20..=21), &none);
+        assert_eq!(plan.dropped().map(|name| name.to_string()).collect::<Vec<_>>(), ["20261120T100000Z"]);
+    }
+
+    #[test]
+    fn suspect_backups_do_not_push_out_the_last_clean_one() {
+        let archive = daily(16..=17)
+            .backup_with(1, 18, "2026-11-18T10:00:00Z", suspect)
+            .backup_with(1, 19, "2026-11-19T10:00:00Z", suspect)
+            .backup_with(1, 20, "2026-11-20T10:00:00Z", suspect);
+        insta::assert_snapshot!(decide(archive, &keep(2)), @r"
+        drop backup `20261116T100000Z`: 2 newer ones are kept (`basebackup_count`)
+        keep backup `20261117T100000Z`: the last one without checksum failures
+        drop backup `20261118T100000Z`: 2 newer ones are kept (`basebackup_count`)
+        keep backup `20261119T100000Z`: one of the newest 2 (`basebackup_count`)
+        keep backup `20261120T100000Z`: the newest one
+        drop WAL of timeline 1 before `000000010000000000000011` (16 segments): backup `20261117T100000Z` begins there
+        ");
+    }
+
+    #[test]
+    fn without_a_backup_no_wal_goes() {
+        let plan = decide(Archive::new().wal(1, 1, 9, "2026-11-01T00:00:00Z"), &keep(1));
+        assert!(plan.is_empty());
+        assert!(plan.wal.nothing_goes.is_some());
+        assert!(!plan.wal.drops(SIZE.segment_at(tli(1), at(1, 0))));
+    }
+
+    #[test]
+    fn an_unreadable_record_stops_pruning() {
+        let damaged =
+            DamagedBackup { name: "20261120T100000Z".parse().unwrap(), reason: "it has format 2".to_owned() };
+        let archive = daily(17..=19).change(|catalog| {
+            catalog.damaged.push(damaged);
+            catalog.unfinished.push(unfinished("2026-11-01T00:00:00Z", false));
+        });
+        let plan = decide(archive, &keep(1));
+        assert!(plan.is_empty());
+        assert!(plan.notes[0].contains("`20261120T100000Z`") && plan.notes[0].contains("format 2"));
+    }
+
+    fn unfinished(newest_object: &str, started: bool) -> UnfinishedBackup {
+        UnfinishedBackup {
+            name: BackupName::from_timestamp(time(newest_object)),
+            started,
+            newest_object: time(newest_object),
+            object_count: 3,
+            stored_bytes: 9,
+        }
+    }
+
+    #[test]
+    fn leftovers_go_when_they_are_old_enough() {
+        let archive = daily(21..=21).change(|catalog| {
+            catalog.unfinished.push(unfinished("2026-11-19T10:00:00Z", false));
+            catalog.unfinished.push(unfinished("2026-11-21T11:00:00Z", true));
+            catalog.unfinished.push(unfinished("2026-11-21T11:00:01Z", true));
+            catalog.unfinished.push(unfinished("2026-11-21T11:30:00Z", false));
+        });
+        insta::assert_snapshot!(decide(archive, &keep(9)), @r"
+        keep backup `20261121T100000Z`: the newest one
+        drop unfinished backup `20261119T100000Z`: left by a pruned backup, where no kept one uses it
+        drop unfinished backup `20261121T110000Z`: interrupted: nothing stored since `2026-11-21T11:00:00Z`
+        keep unfinished backup `20261121T110001Z`: may still be running
+        keep unfinished backup `20261121T113000Z`: its objects are younger than an hour
+        drop WAL of timeline 1 before `000000010000000000000015` (20 segments): backup `20261121T100000Z` begins there
+        note: backup `20261121T110001Z` may be running and point into packs of earlier ones: no pack goes until it ends
+        ");
+    }
+
+    #[test]
+    fn packs_stay_as_long_as_a_record_or_a_running_backup_may_use_them() {
+        let old: BackupName = "20261101T000000Z".parse().unwrap();
+        let archive = || {
+            Archive::new().backup_with(1, 5, "2026-11-20T10:00:00Z", |record| {
+                record.packs.push(PackUse { backup: old, number: 7, stored_length: 1 });
+            })
+        };
+        let pack = |number| PackId { backup: old, number };
+        let rule = PackRule::new(&archive().catalog(), time(NOW));
+        assert!(!rule.may_go(pack(7)));
+        assert!(rule.may_go(pack(8)));
+        let running = archive().change(|catalog| catalog.unfinished.push(unfinished(NOW, true))).catalog();
+        assert!(!PackRule::new(&running, time(NOW)).may_go(pack(8)));
+        assert!(PackRule::new(&running, time("2026-11-21T13:00:00Z")).may_go(pack(8)));
+    }
+
+    #[test]
+    fn a_timeline_goes_with_the_last_backup_that_leads_to_it() {
+        // Timeline 2 was made by restoring to segment 5; since then timeline 1 is dead.
+        let archive = || {
+            Archive::new()
+                .wal(1, 1, 20, "2026-11-10T00:00:00Z")
+                .wal(2, 5, 30, "2026-11-21T11:00:00Z")
+                .history(2, "1\t0/5000100\tx")
+                .backup(1, 3, "2026-11-08T00:00:00Z")
+                .backup(1, 18, "2026-11-09T00:00:00Z")
+                .backup(2, 6, "2026-11-11T00:00:00Z")
+                .backup(2, 20, "2026-11-20T00:00:00Z")
+        };
+        let cuts = |count| {
+            decide(archive(), &keep(count))
+                .to_string()
+                .lines()
+                .filter(|line| line.contains("WAL"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        insta::assert_snapshot!(cuts(4), @r"
+        drop WAL of timeline 1 before `000000010000000000000003` (2 segments): backup `20261108T000000Z` begins there
+        drop WAL of timeline 2 before `000000020000000000000003` (0 segments): backup `20261108T000000Z` begins there
+        ");
+        insta::assert_snapshot!(cuts(3), @r"
+        drop WAL of timeline 1 before `000000010000000000000012` (17 segments): backup `20261109T000000Z` begins there
+        drop WAL of timeline 2 before `000000020000000000000006` (1 segment): backup `20261111T000000Z` begins there
+        ");
+        insta::assert_snapshot!(cuts(2), @r"
+        drop WAL of timeline 1 (20 segments): no kept backup leads to this timeline
+        drop WAL of timeline 2 before `000000020000000000000006` (1 segment): backup `20261111T000000Z` begins there
+        ");
+    }
+
+    #[test]
+    fn a_timeline_that_is_still_written_stays_until_it_has_a_backup() {
+        let archive = Archive::new()
+            .wal(1, 1, 20, "2026-11-10T00:00:00Z")
+            .wal(2, 5, 30, "2026-11-21T11:00:00Z")
+            .history(2, "1\t0/5000100\tx")
+            .backup(1, 18, "2026-11-09T00:00:00Z");
+        let plan = decide(archive, &keep(1));
+        assert_eq!(plan.wal.cuts[&tli(2)].extent, CutExtent::Nothing);
+        assert!(!plan.wal.drops(SIZE.segment_at(tli(2), at(5, 0))));
+    }
+
+    #[test]
+    fn a_timeline_of_unknown_origin_loses_only_what_is_older_than_everything_kept() {
+        let archive = Archive::new()
+            .wal(1, 1, 20, "2026-11-21T10:00:00Z")
+            .wal(7, 5, 30, "2026-11-01T00:00:00Z")
+            .backup(1, 18, "2026-11-09T00:00:00Z");
+        let plan = decide(archive, &keep(1));
+        assert_eq!(plan.wal.cuts[&tli(7)].extent, CutExtent::Before(SIZE.segment_at(tli(7), at(18, 0))));
+    }
+
+    #[test]
+    fn wal_between_two_timelines_of_a_way_stays() {
+        // The history file of timeline 2 is lost; that of 3 still tells that the way leads through it.
+        let archive = Archive::new()
+            .wal(1, 1, 9, "2026-11-01T00:00:00Z")
+            .wal(2, 8, 14, "2026-11-01T00:00:00Z")
+            .wal(3, 14, 20, "2026-11-21T10:00:00Z")
+            .history(3, "1\t0/8000100\tx\n2\t0/E000100\tx")
+            .backup(1, 7, "2026-11-09T00:00:00Z");
+        let plan = decide(archive, &keep(1));
+        for (timeline, number) in [(1, 7), (1, 9), (2, 8), (2, 14), (3, 14)] {
+            assert!(!plan.wal.drops(SIZE.segment_at(tli(timeline), at(number, 0))), "{timeline} {number}");
+        }
+        assert!(plan.wal.drops(SIZE.segment_at(tli(1), at(6, 0))));
+    }
+
+    #[test]
+    fn names_no_cluster_has_are_left_alone() {
+        let plan = decide(daily(20..=21), &keep(1));
+        assert!(plan.wal.drops("000000010000000000000003".parse().unwrap()));
+        assert!(!plan.wal.drops("000000010000000000000FFF".parse().unwrap()));
+        assert!(!plan.wal.drops("0000000900000000000000FF".parse().unwrap()));
+    }
+
+    proptest! {
+        /// PGHoard's own loop, written the way its documentation describes it.
+        #[test]
+        fn agrees_with_pghoard(
+            count in prop::option::of(1_u32..8), count_min in 0_u32..6, age in prop::option::of(0.0_f64..12.0),
+            interval_hours in 0_u64..48, days in prop::collection::btree_set(1_u64..=20, 0..12),
+        ) {
+            let policy = RetentionPolicy {
+                count, count_min, age_days_max: age, interval: Duration::from_secs(interval_hours * 3600),
+            };
+            let archive = days.iter().fold(Archive::new(), |archive, day| {
+                archive.backup(1, *day, &format!("2026-11-{day:02}T10:00:00Z"))
+            });
+            let mut left: Vec<u64> = days.iter().copied().collect();
+            if let Some(count) = count {
+                while left.len() > count as usize {
+                    left.remove(0);
+                }
+            }
+            if let (Some(age), true) = (age.filter(|age| *age > 0.0), count_min > 0) {
+                while left.len() > count_min as usize {
+                    let hours = (21 - left[0]) * 24 + 2;
+                    if (hours as f64 - interval_hours as f64) / 24.0 <= age {
+                        break;
+                    }
+                    left.remove(0);
+                }
+            }
+            let kept: Vec<String> = decide(archive, &policy)
+                .backups
+                .iter()
+                .filter(|backup| backup.verdict == Verdict::Keep)
+                .map(|backup| backup.backup.to_string())
+                .collect();
+            let expected: Vec<String> = left.iter().map(|day| format!("202611{day:02}T100000Z")).collect();
+            prop_assert_eq!(kept, expected);
+        }
+
+        /// P4: no kept backup loses a segment on any way that the history files know.
+        #[test]
+        fn no_kept_backup_loses_wal_it_can_ask_for(
+            forks in prop::collection::vec((0_usize..4, 2_u64..25), 1..5),
+            backups in prop::collection::vec((0_usize..5, 1_u64..28), 1..8),
+            count in 1_u32..4, dead: bool,
+        ) {
+            let newest = if dead { "2026-10-01T00:00:00Z" } else { "2026-11-21T11:00:00Z" };
+            // Timeline i + 2 leaves an earlier one at a segment; its way is its parent's up to there.
+            let mut ways: Vec<Vec<(u32, u64)>> = vec![Vec::new()];
+            let mut archive = Archive::new().wal(1, 1, 30, newest);
+            for (index, (parent, segment)) in forks.iter().enumerate() {
+                let parent = parent % ways.len();
+                let mut way = ways[parent].clone();
+                let begin = way.last().map_or(1, |(_, end)| *end);
+                let segment = begin.max(*segment);
+                way.push((u32::try_from(parent).unwrap() + 1, segment));
+                let number = u32::try_from(index).unwrap() + 2;
+                let text: String =
+                    way.iter().map(|(timeline, end)| format!("{timeline}\t{}\tx\n", at(*end, 0x100))).collect();
+                archive = archive.history(number, &text).wal(number, segment, 30, newest);
+                ways.push(way);
+            }
+            for (index, (timeline, segment)) in backups.iter().enumerate() {
+                let timeline = timeline % ways.len();
+                let begin = ways[timeline].last().map_or(1, |(_, end)| end + 1);
+                let start = format!("2026-11-20T{index:02}:00:00Z");
+                archive = archive.backup(u32::try_from(timeline).unwrap() + 1, begin.max(*segment), &start);
+            }
+            let catalog = archive.catalog();
+            let plan = plan(&catalog, &keep(count), time(NOW));
+            let dropped: Vec<_> = plan.dropped().collect();
+            for record in catalog.backups.iter().filter(|record| !dropped.contains(&record.name)) {
+                for number in 1..=u32::try_from(ways.len()).unwrap() {
+                    let history = catalog.histories.history(tli(number)).unwrap();
+                    if !history.contains(record.stop_timeline, record.stop_lsn) {
+                        continue;
+                    }
+                    let path = crate::catalog::RecoveryPath::new(&history);
+                    for segment in SIZE.floor(record.start_lsn).get() / SIZE.bytes()..=30 {
+                        let needed = path.segment_at(SIZE, at(segment, 0));
+                        prop_assert!(!plan.wal.drops(needed), "{} for {}", needed, record.name);
+                    }
+                }
+            }
+        }
     }
 }
