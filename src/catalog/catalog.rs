@@ -30,6 +30,8 @@ pub struct Catalog {
     pub wal_totals: BTreeMap<TimelineId, WalTotals>,
     /// What the WAL says about its origin; looked at only when there is no record to ask.
     pub wal_identity: Option<SiteIdentity>,
+    /// Why the WAL does not say so, when there is WAL and no record.
+    pub wal_problem: Option<String>,
     /// Keys in the site's folders that are not pgkeep's nor PostgreSQL's.
     pub unknown_key_count: u64,
 }
@@ -182,7 +184,7 @@ impl Catalog {
 /// Catalogs for the tests of every room that plans with them.
 #[cfg(test)]
 pub(crate) mod example {
-    use super::super::backup::example::record;
+    pub use super::super::backup::example::record;
     use super::super::wal_range::{Piece, WalCoverageBuilder};
     use super::*;
 

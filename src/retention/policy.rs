@@ -148,7 +148,8 @@ pub fn plan(catalog: &Catalog, policy: &RetentionPolicy, now: Timestamp) -> Rete
             "backup `{running}` may be running and point into packs of earlier ones: no pack goes until it ends"
         ));
     }
-    let unfinished = catalog.unfinished.iter().map(|backup| decide_sweep(backup, now)).collect();
+    let used: BTreeSet<PackId> = kept.iter().flat_map(|record| packs_of(record)).collect();
+    let unfinished = catalog.unfinished.iter().map(|backup| decide_sweep(backup, &used, now)).collect();
     RetentionPlan { backups, unfinished, wal: plan_wal(catalog, &kept), notes }
 }
 
@@ -251,9 +252,13 @@ fn age_days(record: &BackupRecord, policy: &RetentionPolicy, now: Timestamp) -> 
     now.duration_since(record.start_time).as_secs_f64() / 86_400.0 - policy.interval.as_secs_f64() / 86_400.0
 }
 
-fn decide_sweep(backup: &UnfinishedBackup, now: Timestamp) -> SweepDecision {
-    let idle = now.duration_since(backup.newest_object);
-    let (verdict, reason) = match (idle >= UNFINISHED_AGE, backup.started) {
+fn decide_sweep(backup: &UnfinishedBackup, used: &BTreeSet<PackId>, now: Timestamp) -> SweepDecision {
+    let packs = PackId { backup: backup.name, number: 0 }..=PackId { backup: backup.name, number: u32::MAX };
+    let idle = is_idle(backup, now);
+    let (verdict, reason) = match (idle, backup.started) {
+        (true, false) if used.range(packs).count() as u64 == backup.object_count => {
+            (Verdict::Keep, "kept backups use all that is left of it".to_owned())
+        }
         (false, true) => (Verdict::Keep, "may still be running".to_owned()),
         (false, false) => (Verdict::Keep, "its objects are younger than an hour".to_owned()),
         (true, true) => {
@@ -262,6 +267,21 @@ fn decide_sweep(backup: &UnfinishedBackup, now: Timestamp) -> SweepDecision {
         (true, false) => (Verdict::Drop, "left by a pruned backup, where no kept one uses it".to_owned()),
     };
     SweepDecision { backup: backup.name, verdict, reason }
+}
+
+/// Whether nothing was stored for this backup for so long that it must have been interrupted.
+fn is_idle(backup: &UnfinishedBackup, now: Timestamp) -> bool {
+    now.duration_since(backup.newest_object) >= UNFINISHED_AGE
+}
+
+/// Whether the objects of `backup` may still be swept, now that `catalog` was read again.
+pub(super) fn may_sweep(catalog: &Catalog, backup: BackupName, now: Timestamp) -> bool {
+    catalog.damaged.is_empty()
+        && catalog.unfinished.iter().any(|unfinished| unfinished.name == backup && is_idle(unfinished, now))
+}
+
+fn packs_of(record: &BackupRecord) -> impl Iterator<Item = PackId> {
+    record.packs.iter().map(|pack| PackId { backup: pack.backup, number: pack.number })
 }
 
 /// Which packs must stay. Made from the records as they are *after* the dropped ones are gone.
@@ -273,9 +293,8 @@ pub struct PackRule {
 
 impl PackRule {
     pub fn new(catalog: &Catalog, now: Timestamp) -> Self {
-        let uses = catalog.backups.iter().flat_map(|record| &record.packs);
         Self {
-            used: uses.map(|pack| PackId { backup: pack.backup, number: pack.number }).collect(),
+            used: catalog.backups.iter().flat_map(packs_of).collect(),
             all_stay: !catalog.damaged.is_empty() || Self::running(&catalog.unfinished, now).is_some(),
         }
     }
@@ -286,10 +305,7 @@ impl PackRule {
 
     /// A backup that may be running: its record, once there, may name packs of any earlier backup.
     fn running(unfinished: &[UnfinishedBackup], now: Timestamp) -> Option<BackupName> {
-        unfinished
-            .iter()
-            .find(|backup| backup.started && now.duration_since(backup.newest_object) < UNFINISHED_AGE)
-            .map(|backup| backup.name)
+        unfinished.iter().find(|backup| backup.started && !is_idle(backup, now)).map(|backup| backup.name)
     }
 }
 
