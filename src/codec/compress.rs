@@ -88,7 +88,9 @@ impl Compressor {
             Compression::Zstd => {
                 let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
                     .expect("a clamped level is a valid parameter");
-                encoder.set_parameter(CParameter::ChecksumFlag(true)).expect("a fresh context takes parameters");
+                encoder
+                    .set_parameter(CParameter::ChecksumFlag(true))
+                    .expect("a fresh context takes parameters");
                 encoder.set_pledged_src_size(length).expect("a fresh context takes a length");
                 Self::Zstd(Box::new(encoder))
             }

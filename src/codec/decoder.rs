@@ -195,9 +195,8 @@ impl SnappyDecoder {
 
     /// Reads the header of the chunk at hand. What may be skipped has no body, only a count to drop.
     fn body_length(&mut self) -> Result<usize, Error> {
-        let length = usize::from(self.chunk[1])
-            | usize::from(self.chunk[2]) << 8
-            | usize::from(self.chunk[3]) << 16;
+        let length =
+            usize::from(self.chunk[1]) | usize::from(self.chunk[2]) << 8 | usize::from(self.chunk[3]) << 16;
         match self.chunk[0] {
             0xFF if length + SNAPPY_HEADER_LENGTH == SNAPPY_STREAM_HEADER.len() => Ok(length),
             _ if !self.started => Err(corrupt("it does not begin with a stream header")),
@@ -215,7 +214,11 @@ impl SnappyDecoder {
         let kind = header[0];
         if kind == 0xFF {
             self.started = true;
-            return if self.chunk == SNAPPY_STREAM_HEADER { Ok(()) } else { Err(corrupt("bad stream header")) };
+            return if self.chunk == SNAPPY_STREAM_HEADER {
+                Ok(())
+            } else {
+                Err(corrupt("bad stream header"))
+            };
         }
         if kind >= 0x80 {
             return Ok(());
@@ -266,7 +269,10 @@ mod tests {
 
     const ALL: [Compression; 3] = [Compression::None, Compression::Snappy, Compression::Zstd];
 
-    fn encode<'a>(compression: Compression, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<u8>, Summary) {
+    fn encode<'a>(
+        compression: Compression,
+        chunks: impl IntoIterator<Item = &'a [u8]>,
+    ) -> (Vec<u8>, Summary) {
         let mut encoder = Encoder::new(compression, 0);
         let mut stored = Vec::new();
         for chunk in chunks {
@@ -389,7 +395,9 @@ mod tests {
         let (mut stored, _) = encode(Compression::Snappy, [&b"content"[..]]);
         stored.extend_from_slice(b"\x02\x01\x00\x00x");
         assert!(decode(Compression::Snappy, Expected::default(), [&stored[..]], 100).is_err());
-        assert!(decode(Compression::Snappy, Expected::default(), [&b"\x01\x05\x00\x00abcde"[..]], 100).is_err());
+        assert!(
+            decode(Compression::Snappy, Expected::default(), [&b"\x01\x05\x00\x00abcde"[..]], 100).is_err()
+        );
     }
 
     #[test]

@@ -150,7 +150,12 @@ impl FrameDecoder {
         result
     }
 
-    fn decode_unchecked(&mut self, frame: &FrameFacts, stored: &[u8], raw: &mut Vec<u8>) -> Result<(), Error> {
+    fn decode_unchecked(
+        &mut self,
+        frame: &FrameFacts,
+        stored: &[u8],
+        raw: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let (expected, limit) = (u64::from(frame.raw_length), MAX_FRAME_LENGTH as u64);
         if expected > limit {
             return Err(Error::Length { expected: limit, actual: expected });
