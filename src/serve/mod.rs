@@ -1,1 +1,5 @@
 //! HTTP on port 16000.
+
+mod join;
+mod new_file;
+mod route;
