@@ -9,8 +9,10 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 
 use super::fetch::SMALL_FILE_BYTES;
-use crate::postgres::wal_page::{Expected, LONG_HEADER_BYTES, WalPageError, check_segment_start};
-use crate::postgres::{ParseHistoryError, SegmentName, SegmentSize, TimelineHistory, WalFileName};
+use crate::postgres::{
+    Expected, LONG_HEADER_BYTES, ParseHistoryError, SegmentName, SegmentSize, TimelineHistory, WalFileName,
+    WalPageError, check_segment_start,
+};
 use crate::repository::{self, Facts, ObjectName, Repository, Stored};
 
 /// Why a file was not stored.

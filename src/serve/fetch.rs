@@ -9,8 +9,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::TryStreamExt;
 
 use super::join::{Join, Span, Step, join};
-use crate::postgres::wal_page::{Expected, LONG_HEADER_BYTES, LongHeader, WalPageError, check_segment_start};
-use crate::postgres::{SegmentName, WalFileName};
+use crate::postgres::{
+    Expected, LONG_HEADER_BYTES, LongHeader, SegmentName, WalFileName, WalPageError, check_segment_start,
+};
 use crate::repository::{self, Folder, ObjectName, ObjectReader, Repository};
 
 /// History files and backup labels are far below a kilobyte a timeline; more is not one.
@@ -81,9 +82,11 @@ pub struct Fetched {
     source: Source,
     /// Read already, to be handed out first.
     front: Option<Bytes>,
-    /// The newest chunk, kept back until it is known what follows: whoever has got all bytes must have
-    /// got verified ones.
+    /// The newest chunk, kept back until it is known that nothing follows.
     held: Option<Bytes>,
+    /// Whether to keep it back: the source may have more bytes than the file should. What a source gives
+    /// of an announced length is verified before its last chunk.
+    holds: bool,
     seen: u64,
 }
 
@@ -193,8 +196,9 @@ async fn read_header(
 }
 
 impl Fetched {
-    const fn new(file: WalFileName, length: u64, source: Source, front: Option<Bytes>) -> Self {
-        Self { file, length, source, front, held: None, seen: 0 }
+    fn new(file: WalFileName, length: u64, source: Source, front: Option<Bytes>) -> Self {
+        let holds = matches!(&source, Source::Whole(reader) if reader.plaintext_length().is_none());
+        Self { file, length, source, front, held: None, holds, seen: 0 }
     }
 
     /// Bytes of the file.
@@ -219,6 +223,9 @@ impl Fetched {
             }
             if chunk.is_empty() {
                 continue;
+            }
+            if !self.holds {
+                return Ok(Some(chunk));
             }
             if let Some(ready) = self.held.replace(chunk) {
                 return Ok(Some(ready));

@@ -34,8 +34,7 @@ use super::new_file::NewFile;
 use super::route::{ALLOWED, Refusal, Route, SiteChoice, route};
 use super::stall::Stalling;
 use super::target::{TargetError, open_wal_file, resolve};
-use crate::postgres::WalFileName;
-use crate::postgres::wal_page::Expected;
+use crate::postgres::{Expected, WalFileName};
 use crate::repository::{Outcome, Repository};
 use crate::secret::Secret;
 
