@@ -86,6 +86,8 @@ fn store(context: &Context, file: WalFileName, path: &Path) -> anyhow::Result<()
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let repository = context.repository(&config, site, Access::Write).await?;
+        // Where conditions are dropped without a word, looking first must take their place.
+        repository.store().probe_conditional_put().await?;
         let stored = archive(&repository, &Expected::default(), file, length, Box::pin(chunks(content))).await;
         match stored {
             Ok(_) => Ok(()),

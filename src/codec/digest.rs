@@ -66,7 +66,7 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// Counts and hashes bytes as they pass.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Hasher {
     hash: blake3::Hasher,
     length: u64,

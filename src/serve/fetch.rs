@@ -424,13 +424,11 @@ async fn later_segment(
     segment: SegmentName,
 ) -> Result<Option<SegmentName>, Unknown> {
     let after = ObjectName::Wal(WalFileName::Segment(segment));
-    let mut listing = Box::pin(repository.list_stream(Folder::Segments, Some(after)));
+    let mut listing = repository.list_stream(Folder::Segments, Some(after));
     while let Some(listed) = listing.try_next().await? {
-        if let ObjectName::Wal(WalFileName::Segment(later)) = listed.name
-            && later.timeline() == segment.timeline()
-            && later > segment
-        {
-            return Ok(Some(later));
+        if let ObjectName::Wal(WalFileName::Segment(later)) = listed.name {
+            // The order of keys is that of timelines first.
+            return Ok(Some(later).filter(|later| later.timeline() == segment.timeline()));
         }
     }
     Ok(None)
