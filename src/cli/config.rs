@@ -30,7 +30,7 @@ enum ConfigCommand {
     Schema,
 }
 
-pub fn run(args: ConfigArgs, context: &Context) -> anyhow::Result<()> {
+pub fn run(args: &ConfigArgs, context: &Context) -> anyhow::Result<()> {
     match args.command {
         ConfigCommand::Check => check(context),
         ConfigCommand::Show => show(context),

@@ -5,7 +5,9 @@ use anyhow::Context as _;
 use super::GlobalOptions;
 use crate::config::{Config, Loaded, SiteConfig, Source, Warning};
 use crate::observe::{LogFormat, LogLevel, init_log};
+use crate::repository::{Repository, Settings};
 use crate::runtime::variable;
+use crate::storage::{self, Access};
 
 /// The global options, resolved on demand: `wal-fetch` must not pay for a configuration it does not need.
 #[derive(Debug)]
@@ -38,9 +40,10 @@ impl Context {
         let Loaded { config, warnings } = self.load()?;
         self.start_log(config.log_level)?;
         for warning in warnings {
-            match warning {
-                Warning::WithoutEffect { .. } => tracing::info!("configuration: {warning}"),
-                _ => tracing::warn!("configuration: {warning}"),
+            if matches!(warning, Warning::WithoutEffect { .. }) {
+                tracing::info!("configuration: {warning}");
+            } else {
+                tracing::warn!("configuration: {warning}");
             }
         }
         Ok(config)
@@ -63,5 +66,22 @@ impl Context {
     /// The site that `--site` or `PGKEEP_SITE` names, or the only one.
     pub fn site<'a>(&self, config: &'a Config) -> anyhow::Result<&'a SiteConfig> {
         Ok(config.site(self.site_name().as_deref())?)
+    }
+
+    /// Opens the storage of a site.
+    pub async fn repository(
+        &self,
+        config: &Config,
+        site: &SiteConfig,
+        access: Access,
+    ) -> anyhow::Result<Repository> {
+        let settings = Settings {
+            compression: config.compression,
+            level: config.compression_level,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            ..Settings::default()
+        };
+        let store = storage::open(&site.storage, access).await?;
+        Ok(Repository::new(store, &site.prefix, settings))
     }
 }

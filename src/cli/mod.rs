@@ -44,16 +44,16 @@ Exit status:
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct GlobalOptions {
-    /// Configuration file [env: PGKEEP_CONFIG, PGHOARD_CONFIG]
+    #[arg(help = "Configuration file [env: PGKEEP_CONFIG, PGHOARD_CONFIG]")]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Site to work on; may be left out when there is one [env: PGKEEP_SITE]
+    #[arg(help = "Site to work on; may be left out when there is one [env: PGKEEP_SITE]")]
     #[arg(long, global = true, value_name = "NAME")]
     site: Option<String>,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// error, warn, info, debug or trace [env: PGKEEP_LOG]
+    #[arg(help = "error, warn, info, debug or trace [env: PGKEEP_LOG]")]
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
     /// How log lines look
@@ -109,7 +109,7 @@ fn parse_and_run(arguments: &[OsString]) -> ExitCode {
     let result = match cli.command {
         Command::WalFetch(args) => return wal_fetch::run(&args, &context).into(),
         Command::WalPush(args) => wal_push::run(&args, &context),
-        Command::Config(args) => config::run(args, &context),
+        Command::Config(args) => config::run(&args, &context),
     };
     match result {
         Ok(()) => Exit::Success.into(),

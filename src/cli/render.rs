@@ -57,12 +57,10 @@ fn tolerant(written: io::Result<()>) -> anyhow::Result<()> {
 
 /// Prints an error with its causes, then its hints, to standard error.
 pub fn error(error: &anyhow::Error) {
-    let mut text = format!("error: {}\n", with_causes(error.as_ref()));
-    for hint in hints_of(error) {
-        text += &format!("hint: {hint}\n");
-    }
+    let mut lines = vec![format!("error: {}", with_causes(error.as_ref()))];
+    lines.extend(hints_of(error).iter().map(|hint| format!("hint: {hint}")));
     // Nothing is left to tell when standard error is gone; the exit status still tells.
-    io::stderr().lock().write_all(text.as_bytes()).ok();
+    writeln!(io::stderr().lock(), "{}", lines.join("\n")).ok();
 }
 
 /// The error and its causes in one line, without a cause that the message before it has told already.

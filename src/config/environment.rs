@@ -213,6 +213,13 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    pub fn url(&self) -> String {
+        let scheme = if self.is_secure { "https" } else { "http" };
+        let bare_v6 = self.host.contains(':') && !self.host.starts_with('[');
+        let (open, close) = if bare_v6 { ("[", "]") } else { ("", "") };
+        format!("{scheme}://{open}{}{close}:{}", self.host, self.port)
+    }
+
     /// # Errors
     /// When it is not `http://host:port` or `https://host:port` (the port may be left out).
     pub fn parse(text: &str) -> Result<Self, String> {

@@ -124,10 +124,11 @@ fn allow_indirection(schema: &mut Value) {
             _ => {}
         }
     }
+    let is_choice = members.contains_key("oneOf");
     let is_text = match members.get("type") {
         Some(Value::String(one)) => one == "string",
         Some(Value::Array(many)) => many.iter().any(|one| one == "string"),
-        _ => false,
+        _ => is_choice,
     };
     if is_text {
         let description = members.remove("description");

@@ -17,6 +17,7 @@ mod model;
 mod nodes;
 mod raw;
 mod show;
+mod storage;
 mod units;
 
 pub use error::{Error, Problem, Warning};

@@ -9,11 +9,13 @@ use jiff::SignedDuration;
 use super::error::{Error, Problem, Warning};
 use super::indirect::member_place;
 use super::nodes::{conninfo, default_slot, is_slot_name};
-use super::raw::{Algorithm, RawBackupMode, RawCheckpoint, RawConfig, RawNode, RawObjectStorage, RawSite};
+use super::raw::{Algorithm, RawBackupMode, RawCheckpoint, RawConfig, RawNode, RawSite};
+use super::storage::storage_config;
 use crate::codec::Compression;
 use crate::observe::LogLevel;
 use crate::runtime::Lookup;
 use crate::secret::Secret;
+use crate::storage::StorageConfig;
 
 const DEFAULT_HTTP_PORT: u16 = 16000;
 const DEFAULT_MEMORY_LIMIT: u64 = 64 << 20;
@@ -69,7 +71,7 @@ pub struct SiteConfig {
     pub nodes: Vec<NodeConfig>,
     /// On every node that names none.
     pub slot: String,
-    pub storage: RawObjectStorage,
+    pub storage: StorageConfig,
     pub data_directory: Option<PathBuf>,
     pub schedule: Schedule,
     pub retention: Retention,
@@ -207,7 +209,7 @@ impl Findings {
     fn check_sites_are_apart(&mut self, sites: &[SiteConfig]) {
         let mut seen = BTreeMap::new();
         for site in sites {
-            let place = (format!("{:?}", site.storage), site.prefix.as_str());
+            let place = (bucket_of(&site.storage), site.prefix.as_str());
             if let Some(other) = seen.insert(place, &site.name) {
                 let why = format!(
                     "site `{other}` has the same object storage and prefix; give one another `prefix`"
@@ -215,6 +217,14 @@ impl Findings {
                 self.problem(&format!("backup_sites.{}", site.name), why);
             }
         }
+    }
+}
+
+/// What two sites must not share together with their prefix. Credentials do not count.
+fn bucket_of(storage: &StorageConfig) -> [&str; 3] {
+    match storage {
+        StorageConfig::Local { directory } => ["", "", directory.to_str().unwrap_or_default()],
+        StorageConfig::S3(s3) => [s3.endpoint.as_deref().unwrap_or("amazon"), &s3.bucket, &s3.prefix],
     }
 }
 
@@ -316,10 +326,7 @@ impl<'a> SiteReader<'a> {
         if active && nodes.is_empty() {
             self.doubtful("nodes", "an active site without nodes cannot be streamed or backed up");
         }
-        let Some(storage) = &site.object_storage else {
-            self.problem("object_storage", "missing; it says where the site is stored");
-            return None;
-        };
+        let storage = self.storage(site, host);
         let wal_flush_interval = site.wal_flush_interval.map_or(Duration::from_secs(1), |span| span.0);
         if wal_flush_interval < Duration::from_millis(50) {
             self.problem("wal_flush_interval", "expected at least 50ms");
@@ -332,7 +339,7 @@ impl<'a> SiteReader<'a> {
             wal_intake,
             nodes,
             slot,
-            storage: storage.clone(),
+            storage: storage?,
             data_directory: site.pg_data_directory.as_ref().map(|path| host.current_directory.join(path)),
             schedule: self.schedule(site),
             retention: self.retention(site),
@@ -345,6 +352,28 @@ impl<'a> SiteReader<'a> {
             },
             name: self.name.to_owned(),
         })
+    }
+
+    fn storage(&mut self, site: &RawSite, host: Host) -> Option<StorageConfig> {
+        let Some(raw) = &site.object_storage else {
+            self.problem("object_storage", "missing; it says where the site is stored");
+            return None;
+        };
+        if raw.host.is_some() && raw.is_secure == Some(true) && !raw.is_verify_tls.unwrap_or(false) {
+            let why = "the server's certificate is not checked, as in PGHoard; set it to true";
+            self.doubtful("object_storage.is_verify_tls", why);
+        }
+        let storage = storage_config(raw, host.current_directory, host.env);
+        storage.map_err(|problem| self.storage_problem(problem)).ok()
+    }
+
+    fn storage_problem(&mut self, problem: Problem) {
+        // What Amazon's variables say stands in no file.
+        if problem.place.starts_with("AWS_") {
+            self.findings.problems.push(problem);
+        } else {
+            self.problem(&format!("object_storage.{}", problem.place), problem.why);
+        }
     }
 
     /// A site's name is part of URLs.

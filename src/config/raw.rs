@@ -321,6 +321,16 @@ impl Visitor<'_> for ScalarVisitor {
     }
 }
 
+impl JsonSchema for Scalar {
+    fn schema_name() -> Cow<'static, str> {
+        "KeywordValue".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "number", "boolean", "null"] })
+    }
+}
+
 /// One port, or one for each of several hosts separated by commas; an empty one is the default.
 struct PortList(String);
 
@@ -358,10 +368,10 @@ impl JsonSchema for RawNode {
         "Node".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut properties = serde_json::Map::new();
         for keyword in KEYWORDS {
-            properties.insert((*keyword).to_owned(), serde_json::json!({ "type": ["string", "number"] }));
+            properties.insert((*keyword).to_owned(), generator.subschema_for::<Scalar>().to_value());
         }
         for (key, description) in [
             ("connection_string", "A libpq connection string or URI, instead of keywords."),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::model::{CheckpointMode, Config, NodeConfig, SiteConfig, WalIntake};
 use super::nodes::without_passwords;
+use super::storage::shown_storage;
 
 impl Config {
     /// The effective configuration; secrets read `***`.
@@ -36,7 +37,7 @@ fn shown_site(site: &SiteConfig) -> Value {
             WalIntake::BackupOnly => "standalone_hot_backup",
         },
         "nodes": site.nodes.iter().map(|node| shown_node(node, site)).collect::<Vec<_>>(),
-        "object_storage": shown_storage(site),
+        "object_storage": shown_storage(&site.storage),
         "prefix": site.prefix,
         "pg_data_directory": site.data_directory,
         "basebackup_interval_hours": site.schedule.interval.map(|interval| interval.as_secs_f64() / 3600.0),
@@ -59,15 +60,5 @@ fn shown_node(node: &NodeConfig, site: &SiteConfig) -> Value {
     json!({
         "connection_string": without_passwords(node.conninfo.reveal()),
         "slot": node.slot.as_ref().unwrap_or(&site.slot),
-    })
-}
-
-fn shown_storage(site: &SiteConfig) -> Value {
-    let storage = &site.storage;
-    json!({
-        "directory": storage.directory,
-        "bucket_name": storage.bucket_name,
-        "aws_access_key_id": storage.aws_access_key_id,
-        "aws_secret_access_key": storage.aws_secret_access_key.as_ref().map(ToString::to_string),
     })
 }

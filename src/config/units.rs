@@ -164,8 +164,8 @@ mod tests {
     fn durations_are_text_with_a_unit_or_seconds() {
         assert_eq!(span(json!("1s")), Some(Duration::from_secs(1)));
         assert_eq!(span(json!("500ms")), Some(Duration::from_millis(500)));
-        assert_eq!(span(json!("2min")), Some(Duration::from_secs(120)));
-        assert_eq!(span(json!("1h 30m")), Some(Duration::from_secs(5400)));
+        assert_eq!(span(json!("2min")), Some(Duration::from_mins(2)));
+        assert_eq!(span(json!("1h 30m")), Some(Duration::from_mins(90)));
         assert_eq!(span(json!(10)), Some(Duration::from_secs(10)));
         assert_eq!(span(json!(0.25)), Some(Duration::from_millis(250)));
         assert_eq!(span(json!("0.25")), Some(Duration::from_millis(250)));

@@ -161,17 +161,15 @@ fn milliseconds(duration: Duration) -> u64 {
 /// `1.0 GiB of 4.0 GiB, 25 %, 64.0 MiB/s, 48s left`.
 fn line(done: u64, total: Option<u64>, elapsed: Duration) -> String {
     let rate = rate(done, elapsed);
-    let mut text = ByteSize(done).to_string();
-    if let Some(total) = total {
+    let share = total.map(|total| {
         // The total is PostgreSQL's estimate and the data may outgrow it.
         let percent = (u128::from(done) * 100 / u128::from(total.max(1))).min(100);
-        text += &format!(" of {}, {percent} %", ByteSize(total));
-    }
-    text += &format!(", {}/s", ByteSize(rate));
-    if let Some(left) = total.and_then(|total| total.saturating_sub(done).checked_div(rate)) {
-        text += &format!(", {} left", short_time(left));
-    }
-    text
+        format!(" of {}, {percent} %", ByteSize(total))
+    });
+    let left = total.and_then(|total| total.saturating_sub(done).checked_div(rate));
+    let left = left.map(|seconds| format!(", {} left", short_time(seconds)));
+    let (share, left) = (share.unwrap_or_default(), left.unwrap_or_default());
+    format!("{}{share}, {}/s{left}", ByteSize(done), ByteSize(rate))
 }
 
 /// Bytes a second on average.

@@ -1,5 +1,7 @@
 //! The configuration through the program: what is accepted, what is said, and with which exit status.
 
+#![allow(clippy::unwrap_used, reason = "clippy sees tests only in the test functions themselves")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
