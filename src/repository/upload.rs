@@ -232,7 +232,7 @@ impl Upload {
     }
 
     /// The write may have taken effect although it failed: what is there now decides.
-    async fn after_failure(&self, error: Error, content: Content) -> Result<Outcome, Error> {
+    async fn after_failure(&mut self, error: Error, content: Content) -> Result<Outcome, Error> {
         if !error.is_transient() {
             return Err(error);
         }
@@ -243,7 +243,7 @@ impl Upload {
         }
     }
 
-    async fn is_taken(&self) -> Result<bool, Error> {
+    async fn is_taken(&mut self) -> Result<bool, Error> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.repository.store().inner().get_opts(&self.key, options).await {
             Ok(_) => Ok(true),
@@ -253,7 +253,7 @@ impl Upload {
     }
 
     /// Reads the object that is there: the same content, none at all, or a conflict.
-    async fn compare(&self, content: Content) -> Result<Option<Outcome>, Error> {
+    async fn compare(&mut self, content: Content) -> Result<Option<Outcome>, Error> {
         let opened = if content.encoded {
             self.repository.read(self.name).await
         } else {
