@@ -160,14 +160,13 @@ async fn encrypt(
         // A name that cannot be in a certificate matters to `verify-full` only, which then fails.
         ServerName::try_from(host.name.clone()).unwrap_or_else(|_| ServerName::from(peer))
     };
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-            match error.kind() {
-                io::ErrorKind::InvalidData => failed(error.to_string()),
-                // The network's fault, not that of keys and certificates.
-                _ => broke(error),
-            }
-        })?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::InvalidData => failed(error.to_string()),
+            // The network's fault, not that of keys and certificates.
+            _ => broke(error),
+        }
+    })?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let end_point = certificate.and_then(|certificate| tls::server_end_point(certificate));
     Ok(Link { stream: Box::new(stream), local, is_encrypted: true, end_point })
