@@ -223,7 +223,7 @@ mod tests {
                 .prop_map(|(segment, offset)| ObjectName::Wal(WalFileName::BackupLabel(segment, offset))),
             (1_u32..)
                 .prop_map(|number| ObjectName::Wal(WalFileName::History(TimelineId::new(number).unwrap()))),
-            (segment(), 0..1 << 30_u32, 1..=1 << 30_u32).prop_map(|(segment, start, length)| {
+            (segment(), 0..1_u32 << 30, 1..=1_u32 << 30).prop_map(|(segment, start, length)| {
                 ObjectName::Piece { segment, start, end: start.saturating_add(length) }
             }),
             (backup(), part).prop_map(|(backup, part)| ObjectName::Backup { backup, part }),
