@@ -45,9 +45,9 @@ fn encode((compression, level): (Compression, i32), plaintext: &[u8]) -> Vec<u8>
 }
 
 #[divan::bench(args = ENCODINGS)]
-fn encoder(bencher: Bencher, encoding: &(Compression, i32)) {
+fn encoder(bencher: Bencher, encoding: (Compression, i32)) {
     let plaintext = like_wal();
-    bencher.counter(BytesCount::new(LENGTH)).bench(|| encode(*encoding, divan::black_box(&plaintext)));
+    bencher.counter(BytesCount::new(LENGTH)).bench(|| encode(encoding, divan::black_box(&plaintext)));
 }
 
 #[divan::bench(args = [Compression::None, Compression::Snappy, Compression::Zstd])]
@@ -66,9 +66,9 @@ fn decoder(bencher: Bencher, compression: Compression) {
 }
 
 #[divan::bench(args = ENCODINGS)]
-fn frame_encoder(bencher: Bencher, (compression, level): &(Compression, i32)) {
+fn frame_encoder(bencher: Bencher, (compression, level): (Compression, i32)) {
     let plaintext = like_wal();
-    let mut encoder = FrameEncoder::new(*compression, *level);
+    let mut encoder = FrameEncoder::new(compression, level);
     bencher
         .counter(BytesCount::new(LENGTH))
         .bench_local(|| plaintext.chunks(1 << 20).map(|raw| encoder.encode(raw).stored.len()).sum::<usize>());

@@ -139,6 +139,9 @@ const BACKUP_NAME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
 impl BackupName {
     /// Drops the fraction of the second. A time before 1970, which only a broken clock gives, becomes 1970.
+    ///
+    /// # Panics
+    /// Never: a time without its fraction is a time.
     pub fn from_timestamp(time: Timestamp) -> Self {
         Self(Timestamp::from_second(time.as_second().max(0)).expect("a time without its fraction is a time"))
     }

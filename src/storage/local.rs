@@ -1,6 +1,6 @@
 //! A directory as an object store.
 //!
-//! object_store's own `LocalFileSystem` does the writing: staged file, fsync, hard link or rename, fsync of
+//! The library's own `LocalFileSystem` does the writing: staged file, fsync, hard link or rename, fsync of
 //! the directory and of the directories it made. Around it this decorator adds what it lacks:
 //!
 //! - **User metadata** as PGHoard keeps it: `<key>.metadata`, one line of JSON, written after the data and

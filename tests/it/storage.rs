@@ -399,11 +399,17 @@ async fn damage_is_seen(store: &Store, raw: &dyn ObjectStore) {
             ("swapped", stored[1].2.clone()),
         ] {
             replace(bytes).await.unwrap();
-            let result = repository.get(wal(0), u64::MAX).await;
-            assert!(matches!(result, Err(Error::Damaged { .. })), "{compression}, {damage}: {result:?}");
-            // Nor is a damaged object taken for the same, or mended in passing.
-            let result = repository.put(wal(0), contents[0].clone(), Facts::default()).await;
-            assert!(matches!(result, Err(Error::Damaged { .. })), "{compression}, {damage}: {result:?}");
+            match repository.get(wal(0), u64::MAX).await {
+                // Snappy may copy the same bytes from another place; then nothing was lost.
+                Ok(content) => assert!(content == contents[0] && damage.contains("flipped"), "{damage}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::Damaged { .. }), "{compression}, {damage}: {error}");
+                    // Nor is a damaged object taken for the same, or mended in passing.
+                    let error =
+                        repository.put(wal(0), contents[0].clone(), Facts::default()).await.unwrap_err();
+                    assert!(matches!(error, Error::Damaged { .. }), "{compression}, {damage}: {error}");
+                }
+            }
         }
         replace(bytes.clone()).await.unwrap();
         assert!(repository.get(wal(0), u64::MAX).await.unwrap() == contents[0]);
