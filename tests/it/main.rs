@@ -19,3 +19,6 @@ mod server;
 
 // What they test.
 mod architecture;
+mod config;
+mod serve;
+mod storage;

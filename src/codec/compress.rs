@@ -1,0 +1,147 @@
+//! Compression behind push and finish.
+//!
+//! Pure. The formats are PGHoard's: the Snappy *framing format*, and standard zstd frames, ours with their
+//! content checksum switched on so that an object shows damage by itself.
+
+use std::fmt;
+use std::io::Write;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use zstd::stream::raw::{CParameter, InBuffer, Operation, OutBuffer};
+
+/// How an object or a frame is compressed. The names are those of PGHoard's configuration and metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    Snappy,
+    #[default]
+    Zstd,
+}
+
+impl Compression {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Snappy => "snappy",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// What the first bytes of an object say about its compression, for objects whose metadata is lost.
+    /// Ten bytes decide; with fewer a snappy stream is not recognised.
+    pub fn detect(start: &[u8]) -> Self {
+        if start.starts_with(&ZSTD_MAGIC) {
+            Self::Zstd
+        } else if start.starts_with(&SNAPPY_STREAM_HEADER) {
+            Self::Snappy
+        } else {
+            Self::None
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The name of a compression that pgkeep does not know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a known compression (`none`, `snappy`, `zstd`)")]
+pub struct ParseCompressionError(String);
+
+impl FromStr for Compression {
+    type Err = ParseCompressionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            "snappy" => Ok(Self::Snappy),
+            "zstd" => Ok(Self::Zstd),
+            other => Err(ParseCompressionError(other.to_owned())),
+        }
+    }
+}
+
+pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+pub(super) const SNAPPY_STREAM_HEADER: [u8; 10] = *b"\xFF\x06\x00\x00sNaPpY";
+
+/// One run of a compressor: everything pushed becomes one zstd frame or one snappy stream.
+pub(super) enum Compressor {
+    None,
+    // Writing to a `Vec` cannot fail, which is what the expectations below rest on.
+    Snappy(snap::write::FrameEncoder<Vec<u8>>),
+    Zstd(Box<zstd::stream::raw::Encoder<'static>>),
+}
+
+impl Compressor {
+    /// `level` is zstd's and ignored by the others; 0 is the library's default, 3.
+    /// `length`, when given, must be the exact length of the input: a small object then costs a small
+    /// window instead of the two megabytes that level 3 takes for an unknown length.
+    pub(super) fn new(compression: Compression, level: i32, length: Option<u64>) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Snappy => Self::Snappy(snap::write::FrameEncoder::new(Vec::new())),
+            Compression::Zstd => {
+                let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
+                    .expect("a clamped level is a valid parameter");
+                encoder
+                    .set_parameter(CParameter::ChecksumFlag(true))
+                    .expect("a fresh context takes parameters");
+                encoder.set_pledged_src_size(length).expect("a fresh context takes a length");
+                Self::Zstd(Box::new(encoder))
+            }
+        }
+    }
+
+    pub(super) fn push(&mut self, plaintext: &[u8], stored: &mut Vec<u8>) {
+        match self {
+            Self::None => stored.extend_from_slice(plaintext),
+            Self::Snappy(encoder) => {
+                encoder.write_all(plaintext).expect("a vector takes every write");
+                stored.append(encoder.get_mut());
+            }
+            Self::Zstd(encoder) => {
+                let mut input = InBuffer::around(plaintext);
+                while input.pos() < plaintext.len() {
+                    with_room(stored, |output| encoder.run(&mut input, output))
+                        .expect("a compressor refuses no input");
+                }
+            }
+        }
+    }
+
+    /// # Panics
+    /// When the length announced to [`Compressor::new`] was not that of the input.
+    pub(super) fn finish(self, stored: &mut Vec<u8>) {
+        match self {
+            Self::None => {}
+            Self::Snappy(encoder) => {
+                stored.append(&mut encoder.into_inner().expect("a vector takes every write"));
+            }
+            Self::Zstd(mut encoder) => {
+                let mut left = 1;
+                while left > 0 {
+                    left = with_room(stored, |output| encoder.finish(output, true))
+                        .expect("the announced length is the length pushed");
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn clamp_level(level: i32) -> i32 {
+    let range = zstd::compression_level_range();
+    level.clamp(*range.start(), *range.end())
+}
+
+/// Lets `step` append to `bytes`, whose spare capacity bounds what it may write.
+fn with_room<T>(bytes: &mut Vec<u8>, step: impl FnOnce(&mut OutBuffer<'_, Vec<u8>>) -> T) -> T {
+    let length = bytes.len();
+    // zstd flushes blocks of up to 128 KiB; less room only means another turn of the caller's loop.
+    bytes.reserve(32 << 10);
+    step(&mut OutBuffer::around_pos(bytes, length))
+}
