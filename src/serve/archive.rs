@@ -120,7 +120,12 @@ where
 }
 
 /// Reads chunks until there are at least `enough` of the `length` bytes.
-async fn read_up_to<B>(body: &mut B, file: WalFileName, enough: u64, length: u64) -> Result<Bytes, ArchiveError>
+async fn read_up_to<B>(
+    body: &mut B,
+    file: WalFileName,
+    enough: u64,
+    length: u64,
+) -> Result<Bytes, ArchiveError>
 where
     B: Stream<Item = io::Result<Bytes>> + Unpin,
 {
@@ -152,9 +157,8 @@ where
 
 fn check_length(file: WalFileName, length: u64, expected: &Expected) -> Result<(), ArchiveError> {
     let fits = match file {
-        WalFileName::Segment(_) => {
-            SegmentSize::try_from(length).is_ok_and(|size| expected.segment_size.is_none_or(|known| known == size))
-        }
+        WalFileName::Segment(_) => SegmentSize::try_from(length)
+            .is_ok_and(|size| expected.segment_size.is_none_or(|known| known == size)),
         WalFileName::Partial(_) => {
             (1..=expected.segment_size.map_or(1 << 30, SegmentSize::bytes)).contains(&length)
         }

@@ -43,7 +43,9 @@ pub enum Unknown {
     Mismatch { file: WalFileName, source: WalPageError },
     #[error("what is stored as `{file}` has {found} bytes where {expected} belong")]
     Length { file: WalFileName, expected: u64, found: u64 },
-    #[error("only the first {end} bytes of `{segment}` are stored, but the later segment `{later}` is whole: WAL is missing")]
+    #[error(
+        "only the first {end} bytes of `{segment}` are stored, but the later segment `{later}` is whole: WAL is missing"
+    )]
     Gap { segment: SegmentName, end: u32, later: SegmentName },
     #[error("pieces of `{0}` are stored, but none from its start")]
     NoStart(SegmentName),
@@ -64,12 +66,14 @@ impl Unknown {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Storage(error) => error.hint(),
-            Self::Gap { .. } => {
-                Some("recover to a target before the gap, or from a backup taken after it (`pgkeep list`)".to_owned())
-            }
-            Self::Mismatch { .. } => {
-                Some("compare the object with its neighbours; do not delete it before you know its origin".to_owned())
-            }
+            Self::Gap { .. } => Some(
+                "recover to a target before the gap, or from a backup taken after it (`pgkeep list`)"
+                    .to_owned(),
+            ),
+            Self::Mismatch { .. } => Some(
+                "compare the object with its neighbours; do not delete it before you know its origin"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -215,7 +219,11 @@ impl Fetched {
                 None => self.source.next().await?,
             };
             let Some(chunk) = chunk else {
-                return if self.seen == self.length { Ok(self.held.take()) } else { Err(self.wrong_length()) };
+                return if self.seen == self.length {
+                    Ok(self.held.take())
+                } else {
+                    Err(self.wrong_length())
+                };
             };
             self.seen += chunk.len() as u64;
             if self.seen > self.length {
@@ -273,7 +281,11 @@ struct Current {
 
 impl Joined {
     /// Opens the first piece; `None` when it is gone already.
-    async fn open(repository: &Repository, segment: SegmentName, join: Join) -> Result<Option<Self>, Unknown> {
+    async fn open(
+        repository: &Repository,
+        segment: SegmentName,
+        join: Join,
+    ) -> Result<Option<Self>, Unknown> {
         let mut joined = Self {
             repository: repository.clone(),
             segment,
@@ -347,7 +359,9 @@ impl Joined {
                 self.current = Some(Current { reader, skip, left: length - skip });
                 Ok(())
             }
-            (Located::Pieces(join), Some(length)) if join.end >= self.end && u64::from(join.end) <= length => {
+            (Located::Pieces(join), Some(length))
+                if join.end >= self.end && u64::from(join.end) <= length =>
+            {
                 self.steps = join.steps;
                 self.end = join.end;
                 Ok(())

@@ -214,9 +214,8 @@ impl Server {
             }
             Route::Archive { site, file } => self.store(self.site(&site)?, file, headers, body).await,
             Route::Status => {
-                let status = serde_json::to_string_pretty(&(self.deps.status)()).map_err(|error| Refusal {
-                    status: StatusCode::INTERNAL_SERVER_ERROR,
-                    reason: error.to_string(),
+                let status = serde_json::to_string_pretty(&(self.deps.status)()).map_err(|error| {
+                    Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, reason: error.to_string() }
                 })?;
                 Ok(full(StatusCode::OK, "application/json", status + "\n"))
             }
@@ -257,7 +256,11 @@ impl Server {
     }
 
     /// Looks for a file, with a decoder set aside for it.
-    async fn open(&self, site: &Site, file: WalFileName) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
+    async fn open(
+        &self,
+        site: &Site,
+        file: WalFileName,
+    ) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
         let permit = permit(&self.fetches, "other files are being read").await?;
         let expected = *site.expected.borrow();
         match fetch(&site.repository, &expected, file).await {
@@ -292,8 +295,14 @@ impl Server {
     }
 
     /// Writes a file where a client on this machine wants it.
-    async fn place(&self, site: &Site, file: WalFileName, target: PathBuf) -> Result<Response<Body>, Refusal> {
-        let target = resolve(site.data_directory.as_deref(), &target).map_err(|error| refused_target(&error))?;
+    async fn place(
+        &self,
+        site: &Site,
+        file: WalFileName,
+        target: PathBuf,
+    ) -> Result<Response<Body>, Refusal> {
+        let target =
+            resolve(site.data_directory.as_deref(), &target).map_err(|error| refused_target(&error))?;
         let (mut fetched, _permit) = match self.open(site, file).await {
             Ok(opened) => opened,
             Err(answer) => return Ok(answer),
@@ -411,7 +420,10 @@ fn announced_length(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     }
 }
 
-async fn permit(semaphore: &Arc<Semaphore>, busy: &'static str) -> Result<OwnedSemaphorePermit, Response<Body>> {
+async fn permit(
+    semaphore: &Arc<Semaphore>,
+    busy: &'static str,
+) -> Result<OwnedSemaphorePermit, Response<Body>> {
     match timeout(QUEUE_TIMEOUT, semaphore.clone().acquire_owned()).await {
         Ok(Ok(permit)) => Ok(permit),
         Ok(Err(_)) | Err(_) => Err(text(StatusCode::SERVICE_UNAVAILABLE, busy)),
