@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::config;
 use crate::observe::LogError;
+use crate::{postgres, repository, storage};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +74,38 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     if let Some(error) = cause.downcast_ref::<config::Error>() {
         return Some(Meaning { exit: Exit::Configuration, hint: error.hint() });
     }
+    if let Some(error) = cause.downcast_ref::<repository::Error>() {
+        return Some(Meaning { exit: exit_of_repository(error), hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<storage::Error>() {
+        return Some(Meaning { exit: exit_of_storage(error), hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<postgres::Error>() {
+        return Some(Meaning { exit: Exit::Failure, hint: error.hint() });
+    }
     if cause.is::<LogError>() {
         return Some(Meaning { exit: Exit::Configuration, hint: None });
     }
     None
+}
+
+fn exit_of_repository(error: &repository::Error) -> Exit {
+    use repository::Error;
+    match error {
+        Error::Damaged { .. } => Exit::CorruptData,
+        Error::Transient { cause, .. } | Error::Permanent { cause, .. } => exit_of_storage(cause),
+        // What a missing object means depends on which one it is; the command knows and says so.
+        Error::NotFound(_) | Error::Conflict { .. } | Error::TooLarge { .. } | Error::Unsupported { .. } => {
+            Exit::Failure
+        }
+    }
+}
+
+fn exit_of_storage(error: &storage::Error) -> Exit {
+    match error {
+        storage::Error::Misconfigured { .. } => Exit::Configuration,
+        _ => Exit::StorageUnreachable,
+    }
 }
 
 /// The exit status for an error.
@@ -86,7 +115,10 @@ pub fn status_of(error: &anyhow::Error) -> Exit {
 
 /// The next steps an error offers.
 pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
-    meanings_of(error).filter_map(|meaning| meaning.hint).collect()
+    let mut hints: Vec<String> = meanings_of(error).filter_map(|meaning| meaning.hint).collect();
+    // An error may pass on the hint of its cause, which is in the chain, too.
+    hints.dedup();
+    hints
 }
 
 #[cfg(test)]
