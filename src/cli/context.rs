@@ -5,7 +5,9 @@ use anyhow::Context as _;
 use super::GlobalOptions;
 use crate::config::{Config, Loaded, SiteConfig, Source, Warning};
 use crate::observe::{LogFormat, LogLevel, init_log};
+use crate::repository::{Repository, Settings};
 use crate::runtime::variable;
+use crate::storage::{self, Access};
 
 /// The global options, resolved on demand: `wal-fetch` must not pay for a configuration it does not need.
 #[derive(Debug)]
@@ -56,9 +58,30 @@ impl Context {
         init_log(&filter, LogFormat::from(self.options.log_format)).context("cannot start the log")
     }
 
+    /// What `--site` or `PGKEEP_SITE` says.
+    pub fn site_name(&self) -> Option<String> {
+        self.options.site.clone().or_else(|| variable("PGKEEP_SITE"))
+    }
+
     /// The site that `--site` or `PGKEEP_SITE` names, or the only one.
     pub fn site<'a>(&self, config: &'a Config) -> anyhow::Result<&'a SiteConfig> {
-        let name = self.options.site.clone().or_else(|| variable("PGKEEP_SITE"));
-        Ok(config.site(name.as_deref())?)
+        Ok(config.site(self.site_name().as_deref())?)
+    }
+
+    /// Opens the storage of a site.
+    pub async fn repository(
+        &self,
+        config: &Config,
+        site: &SiteConfig,
+        access: Access,
+    ) -> anyhow::Result<Repository> {
+        let settings = Settings {
+            compression: config.compression,
+            level: config.compression_level,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            ..Settings::default()
+        };
+        let store = storage::open(&site.storage, access).await?;
+        Ok(Repository::new(store, &site.prefix, settings))
     }
 }

@@ -1,11 +1,13 @@
 //! Exit statuses, and which error means which. The one place where either is decided.
 
 use std::error::Error as StdError;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::config;
 use crate::observe::LogError;
-use crate::{postgres, repository, storage};
+use crate::postgres::{self, WalFileName};
+use crate::{repository, storage};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,27 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     None
 }
 
+/// Whether these arguments are those of a `restore_command`, rightly written or not. It must not exit with
+/// 1 to 125 by mistake: PostgreSQL takes that for the end of the archive and promotes.
+pub fn is_restore_command(arguments: &[OsString]) -> bool {
+    let is = |name: &str| arguments.iter().any(|argument| argument == name);
+    // `pgkeep wal-fecth 000000010000000000000003 pg_wal/RECOVERYXLOG` names a file that PostgreSQL wants.
+    let names_a_file = arguments.iter().filter_map(|argument| argument.to_str());
+    let names_a_file = names_a_file.map(str::parse::<WalFileName>).any(|name| name.is_ok());
+    is("wal-fetch") || (names_a_file && !is("wal-push"))
+}
+
+/// The exit status for arguments that are not understood.
+pub fn of_wrong_usage(arguments: &[OsString]) -> Exit {
+    if is_restore_command(arguments) {
+        Exit::Unknown
+    } else if arguments.iter().any(|argument| argument == "wal-push") {
+        Exit::Failure
+    } else {
+        Exit::Configuration
+    }
+}
+
 fn exit_of_repository(error: &repository::Error) -> Exit {
     use repository::Error;
     match error {
@@ -138,6 +161,17 @@ mod tests {
         let error =
             anyhow::Error::from(config::Error::NoSites).context(Failure::new(Exit::Unknown, "unknown"));
         assert_eq!(status_of(&error), Exit::Unknown);
+    }
+
+    #[test]
+    fn a_misspelt_restore_command_is_unknown_and_not_the_end_of_wal() {
+        let status = |line: &str| of_wrong_usage(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(status("pgkeep wal-fetch"), Exit::Unknown);
+        assert_eq!(status("pgkeep wal-fetch --uri http://x 00000002.history x"), Exit::Unknown);
+        assert_eq!(status("pgkeep walfetch 000000010000000000000003 pg_wal/RECOVERYXLOG"), Exit::Unknown);
+        assert_eq!(status("pgkeep wal-push"), Exit::Failure);
+        assert_eq!(status("pgkeep wal-push --x 000000010000000000000003"), Exit::Failure);
+        assert_eq!(status("pgkeep config chekc"), Exit::Configuration);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! What a person types: one thin file per command.
 
+mod agent_client;
 mod config;
 mod context;
 mod exit;
+mod http_response;
 mod render;
+mod wal_fetch;
+mod wal_push;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -74,18 +78,37 @@ impl From<LogFormatOption> for LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Fetch one WAL file for `restore_command`
+    WalFetch(wal_fetch::WalFetchArgs),
+    /// Store one WAL file for `archive_command`
+    WalPush(wal_push::WalPushArgs),
     /// Check, show and describe the configuration
     Config(config::ConfigArgs),
 }
 
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A panic would exit with 101, which PostgreSQL takes for "no more WAL".
+    match std::panic::catch_unwind(|| parse_and_run(&arguments)) {
+        Ok(status) => status,
+        Err(_) if exit::is_restore_command(&arguments) => Exit::Unknown.into(),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn parse_and_run(arguments: &[OsString]) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(usage) => return render::usage(&usage),
+        Err(usage) => {
+            let status = render::usage(&usage);
+            return if usage.use_stderr() { exit::of_wrong_usage(arguments).into() } else { status };
+        }
     };
     let context = Context::new(cli.global);
     let result = match cli.command {
+        Command::WalFetch(args) => return wal_fetch::run(&args, &context).into(),
+        Command::WalPush(args) => wal_push::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),
     };
     match result {

@@ -259,11 +259,8 @@ mod tests {
         ))
         .unwrap()
         .config;
-        let nodes: Vec<_> = config.sites[0]
-            .nodes
-            .iter()
-            .map(|n| (n.conninfo.reveal().as_str(), n.slot.as_deref()))
-            .collect();
+        let nodes: Vec<_> =
+            config.sites[0].nodes.iter().map(|n| (n.conninfo.reveal().as_str(), n.slot.as_deref())).collect();
         assert_eq!(
             nodes,
             [

@@ -20,4 +20,5 @@ mod server;
 // What they test.
 mod architecture;
 mod config;
+mod serve;
 mod storage;
