@@ -4,9 +4,11 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use super::agent_client::AgentError;
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::WalFileName;
+use crate::serve::{ArchiveError, FetchError, Unknown};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,18 @@ fn meanings_of(error: &anyhow::Error) -> impl Iterator<Item = Meaning> {
 fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     if let Some(error) = cause.downcast_ref::<config::Error>() {
         return Some(Meaning { exit: Exit::Configuration, hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<AgentError>() {
+        return Some(Meaning { exit: Exit::Failure, hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<FetchError>() {
+        return Some(Meaning { exit: Exit::Unknown, hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<Unknown>() {
+        return Some(Meaning { exit: Exit::Unknown, hint: error.hint() });
+    }
+    if let Some(error) = cause.downcast_ref::<ArchiveError>() {
+        return Some(Meaning { exit: Exit::Failure, hint: error.hint() });
     }
     if cause.is::<LogError>() {
         return Some(Meaning { exit: Exit::Configuration, hint: None });

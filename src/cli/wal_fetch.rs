@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn an_agent_that_may_come_back_is_asked_three_times() {
         let address = || "a:1".to_owned();
-        let down = AgentError::Unreachable { address: address(), source: io::ErrorKind::ConnectionRefused.into() };
+        let down =
+            AgentError::Unreachable { address: address(), source: io::ErrorKind::ConnectionRefused.into() };
         assert_eq!(after(&down, 0, false), Next::AskAgain(PAUSES[0]));
         assert_eq!(after(&down, 1, false), Next::AskAgain(PAUSES[1]));
         assert_eq!(after(&down, 2, false), Next::GiveUp);

@@ -88,7 +88,8 @@ fn store(context: &Context, file: WalFileName, path: &Path) -> anyhow::Result<()
         let repository = context.repository(&config, site, Access::Write).await?;
         // Where conditions are dropped without a word, looking first must take their place.
         repository.store().probe_conditional_put().await?;
-        let stored = archive(&repository, &Expected::default(), file, length, Box::pin(chunks(content))).await;
+        let stored =
+            archive(&repository, &Expected::default(), file, length, Box::pin(chunks(content))).await;
         match stored {
             Ok(_) => Ok(()),
             Err(error) if error.is_conflict() => Err(error).context("REFUSED"),

@@ -38,9 +38,8 @@ pub fn resolve(data_directory: Option<&Path>, path: &Path) -> Result<PathBuf, Ta
     let outside = || TargetError::Outside(path.to_owned());
     // A path that ends in `..` has no file name; one that has it in between is resolved here.
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(outside()) };
-    let parent = parent
-        .canonicalize()
-        .map_err(|source| TargetError::NoDirectory { path: path.to_owned(), source })?;
+    let parent =
+        parent.canonicalize().map_err(|source| TargetError::NoDirectory { path: path.to_owned(), source })?;
     let allowed = [data_directory.to_owned(), wal_directory(data_directory)];
     let allowed = allowed.iter().filter_map(|directory| directory.canonicalize().ok());
     if allowed.into_iter().any(|directory| parent.starts_with(directory)) {
