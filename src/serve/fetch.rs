@@ -105,7 +105,7 @@ pub struct Fetched {
 
 enum Source {
     Nothing,
-    Whole(ObjectReader),
+    Whole(Box<ObjectReader>),
     Joined(Box<Joined>),
 }
 
@@ -120,7 +120,7 @@ pub async fn fetch(
         WalFileName::Partial(segment) => {
             let reader = repository.read(ObjectName::Wal(file)).await.map_err(|error| named(file, error))?;
             let announced = reader.plaintext_length();
-            let mut source = Source::Whole(reader);
+            let mut source = Source::Whole(Box::new(reader));
             let (front, header) = read_header(&mut source, file, segment, expected).await?;
             let length = announced.unwrap_or(header.segment_size.bytes());
             if length > header.segment_size.bytes() {
@@ -281,7 +281,7 @@ struct Joined {
 
 /// The object being read.
 struct Current {
-    reader: ObjectReader,
+    reader: Box<ObjectReader>,
     /// Bytes still to leave out.
     skip: u64,
     /// Bytes still to come after those.
@@ -315,7 +315,7 @@ impl Joined {
         match self.repository.read(name).await {
             Ok(reader) => {
                 let left = u64::from(span.end - span.start - skip);
-                self.current = Some(Current { reader, skip: skip.into(), left });
+                self.current = Some(Current { reader: Box::new(reader), skip: skip.into(), left });
                 Ok(true)
             }
             Err(error) if error.is_not_found() => Ok(false),
@@ -396,7 +396,7 @@ impl Joined {
 }
 
 enum Located {
-    Whole(ObjectReader),
+    Whole(Box<ObjectReader>),
     Pieces(Join),
     Missing,
 }
@@ -410,7 +410,7 @@ async fn locate(repository: &Repository, segment: SegmentName, from: u32) -> Res
     let mut listed: Option<Vec<Span>> = None;
     for _ in 0..MOST_LISTINGS {
         match repository.read(whole).await {
-            Ok(reader) => return Ok(Located::Whole(reader)),
+            Ok(reader) => return Ok(Located::Whole(Box::new(reader))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }

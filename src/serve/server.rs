@@ -38,7 +38,7 @@ use crate::repository::{Outcome, Repository};
 use crate::secret::Secret;
 
 /// How long a request waits for a decoder or an upload before it is told to come again.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
+const QUEUE_TIMEOUT: Duration = Duration::from_mins(1);
 /// After a cancel, for answers that are under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// One connection's read buffer: a head must fit, and a body passes through it.

@@ -1,4 +1,5 @@
 //! The HTTP server, and `wal-fetch` and `wal-push` before it.
+#![expect(clippy::unwrap_used, reason = "the fixture is part of the tests")]
 
 use std::fs;
 use std::io::{Read, Write};
