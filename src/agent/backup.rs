@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::coverage::coverage_from;
 use super::nodes::{self, NodesError};
 use super::site::Site;
 use crate::basebackup;
-use super::coverage::coverage_from;
 use crate::catalog::BackupRecord;
 use crate::observe::Progress;
 use crate::postgres::{
@@ -227,7 +227,8 @@ async fn require_wal(
     stop: Lsn,
 ) -> Result<(), String> {
     let size = identity.segment_size;
-    let coverage = coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
+    let coverage =
+        coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
     coverage.covers(timeline, start, stop).map_err(|missing| missing.to_string())
 }
 
@@ -243,7 +244,8 @@ async fn wait_for_wal(
     let mut progress_seen = Instant::now();
     loop {
         let size = identity.segment_size;
-        let coverage = coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
+        let coverage =
+            coverage_from(repository, size, timeline, start).await.map_err(|error| error.to_string())?;
         let Err(missing) = coverage.covers(timeline, start, stop) else { return Ok(()) };
         let end = coverage.end_of(timeline);
         if end != reached {

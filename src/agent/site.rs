@@ -412,8 +412,11 @@ async fn prune(site: &Site) -> Result<(), repository::Error> {
     let plan = retention::plan(&catalog, &policy(&site.config), now);
     let report = retention::apply(&site.repository, &plan, now).await?;
     info!(
-        site = site.config.name, backups = report.backup_count, segments = report.segment_count,
-        bytes = report.stored_bytes, "pruned"
+        site = site.config.name,
+        backups = report.backup_count,
+        segments = report.segment_count,
+        bytes = report.stored_bytes,
+        "pruned"
     );
     Ok(())
 }

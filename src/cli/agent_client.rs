@@ -121,6 +121,21 @@ impl Agent {
         }
     }
 
+    /// The agent's status, when one answers.
+    pub fn status(&self) -> Result<serde_json::Value, AgentError> {
+        let mut stream = self.connect()?;
+        let request = self.request_for("GET", "/status", "");
+        stream.write_all(request.as_bytes()).map_err(|source| self.broken(source))?;
+        let (head, body) = self.answer(stream, STALL_TIMEOUT)?;
+        if head.status != 200 {
+            return Err(self.refused(head.status, body));
+        }
+        let mut text = Vec::new();
+        let copied = body.copy_to(|bytes| text.write_all(bytes)).map_err(|source| self.broken(source))?;
+        copied?;
+        serde_json::from_slice(&text).map_err(|error| self.broken(error.into()))
+    }
+
     /// Gives the agent `file`, whose bytes are the next `length` of `content`.
     ///
     /// # Errors
@@ -194,13 +209,16 @@ impl Agent {
     }
 
     fn request(&self, method: &str, site: &str, file: WalFileName, fields: &str) -> String {
+        self.request_for(method, &format!("/{}/archive/{file}", encode(site)), fields)
+    }
+
+    fn request_for(&self, method: &str, path: &str, fields: &str) -> String {
         let authorization = self
             .authorization
             .as_ref()
             .map_or_else(String::new, |value| format!("authorization: {}\r\n", value.reveal()));
         format!(
-            "{method} /{}/archive/{file} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{authorization}{fields}\r\n",
-            encode(site),
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{authorization}{fields}\r\n",
             self.address(),
         )
     }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::runtime::block_on;
+use super::runtime::{block_on, interruptible};
 use super::{Context, render};
 use crate::agent::{self, Site, Wish};
 use crate::observe::Progress;
-use crate::runtime::{Signals, cancel_on_signal};
 use crate::storage::Access;
 
 #[derive(Debug, Args)]
@@ -36,11 +35,11 @@ pub fn run(args: BackupArgs, context: &Context) -> anyhow::Result<()> {
     let site = context.site(&config)?;
     let record = block_on(config.parallelism, async {
         let cancel = CancellationToken::new();
-        let _stop = cancel_on_signal(Signals::install()?, cancel.clone());
         let site = Arc::new(Site::open(&config, site, Access::Write).await?);
         let progress = Progress::start(format!("backup of {}", site.config.name));
         let wish = Wish { fast_checkpoint: args.fast, note: args.note };
-        let record = Box::pin(agent::back_up_alone(&site, &wish, &progress, &cancel)).await;
+        let record =
+            interruptible(&cancel, Box::pin(agent::back_up_alone(&site, &wish, &progress, &cancel))).await;
         progress.finish();
         anyhow::Ok(record?)
     })??;

@@ -5,10 +5,13 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use super::agent_client::AgentError;
+use crate::agent::{self, SiteError};
+use crate::catalog::FileListObjectError;
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::WalFileName;
 use crate::serve::{ArchiveError, FetchError, Unknown};
+use crate::{basebackup, repository, restore, storage, wal};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,18 @@ pub enum Exit {
     /// `wal-fetch` could not find out. Above 125, at which PostgreSQL stops instead of ending recovery
     /// (`RestoreArchivedFile` in xlogarchive.c).
     Unknown = 200,
+}
+
+impl Exit {
+    const fn of_plan(error: &restore::PlanError) -> Self {
+        match error.exit_code() {
+            3 => Self::NoSuchBackup,
+            5 => Self::OutsideRecoveryWindow,
+            7 => Self::CorruptData,
+            8 => Self::WalMissing,
+            _ => Self::Failure,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -72,27 +87,76 @@ fn meanings_of(error: &anyhow::Error) -> impl Iterator<Item = Meaning> {
     said.into_iter().chain(error.chain().filter_map(meaning_of))
 }
 
-/// Knows every error type of the rooms below that has a status or a hint of its own.
+/// Knows every error type of the rooms below that has a status or a hint of its own. Those that only pass
+/// another error on are taken apart here, because the error inside is then not in the chain.
 fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
+    let meaning = |exit, hint| Some(Meaning { exit, hint });
     if let Some(error) = cause.downcast_ref::<config::Error>() {
-        return Some(Meaning { exit: Exit::Configuration, hint: error.hint() });
-    }
-    if let Some(error) = cause.downcast_ref::<AgentError>() {
-        return Some(Meaning { exit: Exit::Failure, hint: error.hint() });
+        return meaning(Exit::Configuration, error.hint());
     }
     if let Some(error) = cause.downcast_ref::<FetchError>() {
-        return Some(Meaning { exit: Exit::Unknown, hint: error.hint() });
+        return meaning(Exit::Unknown, error.hint());
     }
     if let Some(error) = cause.downcast_ref::<Unknown>() {
-        return Some(Meaning { exit: Exit::Unknown, hint: error.hint() });
+        return meaning(Exit::Unknown, error.hint());
     }
     if let Some(error) = cause.downcast_ref::<ArchiveError>() {
-        return Some(Meaning { exit: Exit::Failure, hint: error.hint() });
+        return meaning(Exit::Failure, error.hint());
     }
     if cause.is::<LogError>() {
-        return Some(Meaning { exit: Exit::Configuration, hint: None });
+        return meaning(Exit::Configuration, None);
+    }
+    if let Some(error) = cause.downcast_ref::<storage::Error>() {
+        return meaning(Exit::StorageUnreachable, error.hint());
+    }
+    if let Some(SiteError::Storage(error)) = cause.downcast_ref::<SiteError>() {
+        return meaning(Exit::StorageUnreachable, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<repository::Error>() {
+        return meaning(of_repository(error), error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<restore::PlanError>() {
+        return meaning(Exit::of_plan(error), error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<restore::Error>() {
+        let exit = match error {
+            restore::Error::NotEmpty(_) => Exit::TargetNotEmpty,
+            restore::Error::Damaged(_) => Exit::CorruptData,
+            restore::Error::Repository(error)
+            | restore::Error::FileList(FileListObjectError::Repository(error)) => of_repository(error),
+            restore::Error::FileList(_) => Exit::CorruptData,
+            _ => Exit::Failure,
+        };
+        return meaning(exit, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<agent::BackupError>() {
+        let exit = match error {
+            agent::BackupError::Repository(error)
+            | agent::BackupError::Backup(basebackup::Error::Repository(error))
+            | agent::BackupError::Wal(wal::Error::Repository(error)) => of_repository(error),
+            _ => Exit::Failure,
+        };
+        return meaning(exit, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<AgentError>() {
+        return meaning(Exit::Failure, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<agent::Error>() {
+        return match error {
+            // What is wrong with the site follows in the chain.
+            agent::Error::Site { .. } => None,
+            _ => meaning(Exit::Failure, error.hint()),
+        };
     }
     None
+}
+
+fn of_repository(error: &repository::Error) -> Exit {
+    match error {
+        repository::Error::Transient { .. } | repository::Error::Permanent { .. } => Exit::StorageUnreachable,
+        repository::Error::NotFound(_) | repository::Error::Damaged { .. } => Exit::CorruptData,
+        _ => Exit::Failure,
+    }
 }
 
 /// Whether these arguments are those of a `restore_command`, rightly written or not. It must not exit with

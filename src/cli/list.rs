@@ -27,7 +27,10 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
         return render::line("no backups");
     }
     let rows: Vec<_> = catalog.backups.iter().map(row).collect();
-    render::table(["backup", "taken", "server", "timeline", "start", "stop", "size", "stored", "note"], &rows)?;
+    render::table(
+        ["backup", "taken", "server", "timeline", "start", "stop", "size", "stored", "note"],
+        &rows,
+    )?;
     for damaged in &catalog.damaged {
         tracing::warn!(backup = %damaged.name, reason = damaged.reason, "this backup's record cannot be used");
     }

@@ -1,11 +1,18 @@
 //! What a person types: one thin file per command.
 
 mod agent_client;
+mod backup;
 mod config;
 mod context;
 mod exit;
 mod http_response;
+mod list;
+mod prune;
 mod render;
+mod restore;
+mod run;
+mod runtime;
+mod status;
 mod wal_fetch;
 mod wal_push;
 
@@ -78,6 +85,18 @@ impl From<LogFormatOption> for LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the agent: archive WAL, take base backups on schedule, serve WAL over HTTP
+    Run,
+    /// Take a base backup now
+    Backup(backup::BackupArgs),
+    /// Restore a backup into a directory that PostgreSQL can start on
+    Restore(Box<restore::RestoreArgs>),
+    /// List the backups
+    List,
+    /// Show what can be restored, what is missing, and how archiving stands
+    Status,
+    /// Remove backups and WAL that retention no longer keeps
+    Prune(prune::PruneArgs),
     /// Fetch one WAL file for `restore_command`
     WalFetch(wal_fetch::WalFetchArgs),
     /// Store one WAL file for `archive_command`
@@ -107,6 +126,12 @@ fn parse_and_run(arguments: &[OsString]) -> ExitCode {
     };
     let context = Context::new(cli.global);
     let result = match cli.command {
+        Command::Run => run::run(&context),
+        Command::Backup(args) => backup::run(args, &context),
+        Command::Restore(args) => restore::run(&args, &context),
+        Command::List => list::run(&context),
+        Command::Status => status::run(&context),
+        Command::Prune(args) => prune::run(&args, &context),
         Command::WalFetch(args) => return wal_fetch::run(&args, &context).into(),
         Command::WalPush(args) => wal_push::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),

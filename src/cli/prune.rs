@@ -34,8 +34,10 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
     let (plan, report) = block_on(config.parallelism, async {
         let opened = Site::open(&config, site, access).await?;
         let catalog = Catalog::load(&opened.repository).await?;
-        let plan = retention::plan(&catalog, &agent::policy(site), SystemClock.now());
-        let report = if args.dry_run { None } else { Some(retention::apply(&opened.repository, &plan).await?) };
+        let now = SystemClock.now();
+        let plan = retention::plan(&catalog, &agent::policy(site), now);
+        let report =
+            if args.dry_run { None } else { Some(retention::apply(&opened.repository, &plan, now).await?) };
         anyhow::Ok((plan, report))
     })??;
     if context.json() {
@@ -60,12 +62,18 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
         (None, None) => {}
     }
     match report {
-        Some(report) => render::line(report),
+        Some(report) => render::line(format_args!(
+            "removed {} backups and {} WAL segments: {} objects, {}",
+            report.backup_count,
+            report.segment_count,
+            report.object_count,
+            render::size(report.stored_bytes)
+        )),
         None => render::line("nothing was changed (--dry-run)"),
     }
 }
 
-fn as_json(plan: &RetentionPlan, report: Option<&retention::Report>) -> serde_json::Value {
+fn as_json(plan: &RetentionPlan, report: Option<&retention::PruneReport>) -> serde_json::Value {
     let verdict = |verdict| if verdict == Verdict::Keep { "keep" } else { "drop" };
     let backups: Vec<_> = plan
         .backups

@@ -36,6 +36,11 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> anyho
     if rows.is_empty() { Ok(()) } else { line(columns(headings, rows)) }
 }
 
+/// A number of bytes for people.
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).to_string()
+}
+
 fn columns<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(headings.map(str::to_uppercase));

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
-use super::runtime::block_on;
+use super::runtime::{block_on, interruptible};
 use super::{Context, render};
 use crate::agent::Site;
 use crate::catalog::{BackupChoice, BackupRecord, Catalog};
@@ -18,7 +18,7 @@ use crate::postgres::Lsn;
 use crate::restore::{
     self, Found, Recovery, RecoveryTarget, RestorePlan, TablespaceTarget, TargetAction, TargetTimeline, Work,
 };
-use crate::runtime::{Clock, Signals, SystemClock, cancel_on_signal};
+use crate::runtime::{Clock, SystemClock};
 use crate::storage::Access;
 
 #[derive(Debug, Args)]
@@ -130,7 +130,8 @@ pub fn run(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
     let target = args.target.target()?;
     let config = context.start()?;
     let site = context.site(&config)?;
-    let directory = std::path::absolute(&args.target_dir).context("the target directory has no absolute path")?;
+    let directory =
+        std::path::absolute(&args.target_dir).context("the target directory has no absolute path")?;
     let found = restore::look_at(&directory)?;
     match found {
         Found::Empty | Found::Unfinished => {}
@@ -159,7 +160,6 @@ async fn restore(
     target: &RecoveryTarget,
 ) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
-    let _stop = cancel_on_signal(Signals::install()?, cancel.clone());
     let site = Site::open(config, site_config, Access::Read).await?;
     let catalog = Catalog::load(&site.repository).await?;
     if args.if_backup_exists && catalog.backups.is_empty() && catalog.damaged.is_empty() {
@@ -175,8 +175,14 @@ async fn restore(
         return show(context, &plan, &directory, &tablespaces, &recovery);
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
-    let work = Work { record: &plan.backup, directory: directory.clone(), tablespaces, parallelism: site.parallelism };
-    let restored = restore::restore_files(&site.repository, &work, &progress, &cancel).await;
+    let work = Work {
+        record: &plan.backup,
+        directory: directory.clone(),
+        tablespaces,
+        parallelism: site.parallelism,
+    };
+    let restored =
+        interruptible(&cancel, restore::restore_files(&site.repository, &work, &progress, &cancel)).await;
     progress.finish();
     restored?;
     recovery.write(&directory)?;
@@ -201,7 +207,8 @@ fn tablespace_targets(
     let mut mappings: Vec<(&str, PathBuf)> = mappings
         .iter()
         .map(|mapping| {
-            let (old, new) = mapping.split_once('=').ok_or_else(|| usage(format!("`{mapping}` is not OLD=NEW")))?;
+            let (old, new) =
+                mapping.split_once('=').ok_or_else(|| usage(format!("`{mapping}` is not OLD=NEW")))?;
             anyhow::Ok((old.trim_end_matches('/'), std::path::absolute(new)?))
         })
         .collect::<Result<_, _>>()?;
@@ -209,18 +216,26 @@ fn tablespace_targets(
     // An in-place tablespace has a relative location and lies inside the data directory.
     for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
         let oid = tablespace.oid.to_string();
-        let mapped = mappings.iter().position(|(old, _)| *old == oid || *old == tablespace.location.trim_end_matches('/'));
+        let mapped = mappings
+            .iter()
+            .position(|(old, _)| *old == oid || *old == tablespace.location.trim_end_matches('/'));
         let target = match mapped {
             Some(at) => mappings.swap_remove(at).1,
             None => PathBuf::from(&tablespace.location),
         };
         if target.starts_with(directory) || targets.iter().any(|other| target.starts_with(&other.directory)) {
-            return Err(usage(format!("tablespace {oid} cannot go to `{}`, which lies inside another target", target.display())));
+            return Err(usage(format!(
+                "tablespace {oid} cannot go to `{}`, which lies inside another target",
+                target.display()
+            )));
         }
         if restore::look_at(&target)? != Found::Empty && restore::look_at(directory)? != Found::Unfinished {
             let failure = Failure::new(
                 Exit::TargetNotEmpty,
-                format!("`{}`, where tablespace {oid} would go, is not empty; nothing was changed", target.display()),
+                format!(
+                    "`{}`, where tablespace {oid} would go, is not empty; nothing was changed",
+                    target.display()
+                ),
             );
             let hint = format!("name another directory: --tablespace {}=NEW", tablespace.location);
             return Err(failure.with_hint(hint).into());
@@ -229,8 +244,11 @@ fn tablespace_targets(
     }
     match mappings.first() {
         Some((old, _)) => {
-            let known: Vec<_> =
-                record.tablespaces.iter().map(|known| format!("{} ({})", known.location, known.oid)).collect();
+            let known: Vec<_> = record
+                .tablespaces
+                .iter()
+                .map(|known| format!("{} ({})", known.location, known.oid))
+                .collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             Err(usage(format!("backup {} has no tablespace `{old}`; it has: {known}", record.name)))
         }
@@ -257,7 +275,8 @@ fn recovery(
     if config.http.port != 16000 {
         arguments.extend(["--url".to_owned(), url]);
     }
-    let mut settings = restore::target_settings(&plan.target, plan.target_timeline, Some(args.target_action.into()));
+    let mut settings =
+        restore::target_settings(&plan.target, plan.target_timeline, Some(args.target_action.into()));
     if let Some(conninfo) = &args.primary_conninfo {
         settings.push(restore::setting_line("primary_conninfo", conninfo));
     }
@@ -318,6 +337,9 @@ fn show(
         reach_text(plan),
         plan.wal_segment_count
     ))?;
-    render::line(format_args!("settings appended to postgresql.auto.conf:{}", recovery.lines("").replace('\n', "\n  ")))?;
+    render::line(format_args!(
+        "settings appended to postgresql.auto.conf:{}",
+        recovery.lines("").replace('\n', "\n  ")
+    ))?;
     render::line("nothing was changed (--dry-run)")
 }

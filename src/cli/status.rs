@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::agent_client::Agent;
 use super::runtime::block_on;
-use super::{Context, agent_client, render};
+use super::{Context, render};
 use crate::agent::Site;
 use crate::catalog::{Catalog, Window, list_ranges};
+use crate::config::HttpConfig;
 use crate::storage::Access;
 
 pub fn run(context: &Context) -> anyhow::Result<()> {
@@ -15,7 +17,7 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
         let site = Site::open(&config, site, Access::Read).await?;
         anyhow::Ok(Catalog::load(&site.repository).await?)
     })??;
-    let agent = agent_client::status(&config.http).map(|status| status["sites"][&site.name].clone());
+    let agent = agent_status(&config.http, &site.name);
     if context.json() {
         let problems: Vec<_> = catalog.damaged.iter().map(|damaged| damaged.reason.clone()).collect();
         return render::json(&json!({
@@ -33,7 +35,8 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     let agent_text = agent.as_ref().map_or_else(|| "not running, or not at this host".to_owned(), agent_line);
     render::line(format_args!("agent     {agent_text}"))?;
     let newest = catalog.backups.last();
-    let newest = newest.map_or_else(|| "none".to_owned(), |record| format!("{} of {}", record.name, record.stop_time));
+    let newest =
+        newest.map_or_else(|| "none".to_owned(), |record| format!("{} of {}", record.name, record.stop_time));
     render::line(format_args!("backups   {}, newest: {newest}", catalog.backups.len()))?;
     let rows: Vec<_> = catalog.windows().iter().map(window_row).collect();
     render::table(["timeline", "restorable from", "to", "about", "gaps"], &rows)?;
@@ -41,6 +44,20 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
         render::line(format_args!("damaged   {}: {}", damaged.name, damaged.reason))?;
     }
     Ok(())
+}
+
+/// What an agent on this host says of the site; none when there is none.
+fn agent_status(http: &HttpConfig, site: &str) -> Option<Value> {
+    let url = format!("http://127.0.0.1:{}", http.port);
+    let credentials = http.credentials.as_ref().map(|known| (known.username.clone(), known.password.clone()));
+    let status = Agent::parse(&url, credentials).ok()?.status();
+    match status {
+        Ok(status) => status["sites"].get(site).cloned(),
+        Err(error) => {
+            tracing::debug!(%error, "no agent");
+            None
+        }
+    }
 }
 
 /// What the agent says of the site, in one line.
@@ -92,7 +109,10 @@ fn gaps(catalog: &Catalog) -> Vec<Value> {
         .iter()
         .flat_map(|window| {
             let timeline = window.timeline;
-            window.gaps.iter().map(move |range| json!({ "timeline": timeline, "missing": list_ranges(&[*range]) }))
+            window
+                .gaps
+                .iter()
+                .map(move |range| json!({ "timeline": timeline, "missing": list_ranges(&[*range]) }))
         })
         .collect()
 }
