@@ -4,11 +4,13 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use super::agent_client::AgentError;
 use crate::agent::{self, SiteError};
 use crate::catalog::FileListObjectError;
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::{self, WalFileName};
+use crate::serve::{ArchiveError, FetchError, Unknown};
 use crate::{basebackup, repository, restore, storage, wal};
 
 /// How a command ended.
@@ -95,6 +97,15 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     if let Some(error) = cause.downcast_ref::<postgres::Error>() {
         return meaning(Exit::Failure, error.hint());
     }
+    if let Some(error) = cause.downcast_ref::<FetchError>() {
+        return meaning(Exit::Unknown, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<Unknown>() {
+        return meaning(Exit::Unknown, error.hint());
+    }
+    if let Some(error) = cause.downcast_ref::<ArchiveError>() {
+        return meaning(Exit::Failure, error.hint());
+    }
     if cause.is::<LogError>() {
         return meaning(Exit::Configuration, None);
     }
@@ -135,7 +146,7 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
         };
         return meaning(exit, error.hint());
     }
-    if let Some(error) = cause.downcast_ref::<super::agent_client::AgentError>() {
+    if let Some(error) = cause.downcast_ref::<AgentError>() {
         return meaning(Exit::Failure, error.hint());
     }
     if let Some(error) = cause.downcast_ref::<agent::Error>() {

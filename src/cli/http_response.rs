@@ -175,8 +175,8 @@ mod tests {
             let good = b"HTTP/1.1 200 OK\r\nserver: pgkeep/0.1.0\r\ncontent-length: 8192\r\n\r\n";
             let mut bytes = good.to_vec();
             let at = at.index(bytes.len());
-            // A digit in place of a digit is another number, rightly read.
-            prop_assume!(!(good[at].is_ascii_digit() && byte.is_ascii_digit()));
+            // One more digit, or another one, makes another number, rightly read.
+            prop_assume!(!byte.is_ascii_digit());
             bytes[at] = byte;
             if let Ok(head) = parse_head(&bytes) {
                 prop_assert_eq!(head.status, 200);

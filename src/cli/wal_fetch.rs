@@ -20,7 +20,7 @@ use crate::serve::{FetchError, NewFile, fetch};
 use crate::storage::Access;
 
 /// Pauses before the second and the third try, where only an agent can tell.
-const PAUSES: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(2500)];
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(2500)];
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -44,11 +44,13 @@ Asks the agent; with a configuration, reads storage itself where no agent can te
 Exit status:
   0 fetched · 1 storage says that the file does not exist · 200 unknown (PostgreSQL stops, nothing is lost)";
 
+const DEFAULT_URL: &str = "http://127.0.0.1:16000";
+const URL_HELP: &str = "The agent's URL [default: http://127.0.0.1:16000] [env: PGKEEP_URL]";
+
 /// Where the agent is.
 #[derive(Debug, Args)]
 pub struct AgentOptions {
-    /// The agent's URL [default: http://127.0.0.1:16000] [env: PGKEEP_URL]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help = URL_HELP)]
     url: Option<String>,
 }
 
@@ -57,7 +59,7 @@ impl AgentOptions {
         let url = self.url.clone().or_else(|| variable("PGKEEP_URL"));
         let password = variable("PGKEEP_HTTP_PASSWORD").map(Secret::new);
         let credentials = variable("PGKEEP_HTTP_USERNAME").zip(password);
-        Agent::parse(url.as_deref().unwrap_or("http://127.0.0.1:16000"), credentials)
+        Agent::parse(url.as_deref().unwrap_or(DEFAULT_URL), credentials)
     }
 }
 

@@ -166,3 +166,99 @@ fn check_length(file: WalFileName, length: u64, expected: &Expected) -> Result<(
     };
     if fits { Ok(()) } else { Err(ArchiveError::Length { file, length }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{Outcome, Settings};
+    use crate::serve::sample::{segment, segment_bytes};
+    use crate::storage::Store;
+    use futures_util::stream;
+
+    fn repository() -> Repository {
+        Repository::new(Store::in_memory(), "main", Settings::default())
+    }
+
+    async fn offer(repository: &Repository, name: &str, content: &[u8]) -> Result<Stored, ArchiveError> {
+        let chunks: Vec<_> = content.chunks(30_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        let length = content.len() as u64;
+        let file = name.parse().unwrap();
+        archive(repository, &Expected::default(), file, length, stream::iter(chunks)).await
+    }
+
+    #[tokio::test]
+    async fn same_content_is_stored_once_and_other_content_never() {
+        let repository = repository();
+        let name = segment(3).to_string();
+        let content = segment_bytes(segment(3));
+        assert_eq!(offer(&repository, &name, &content).await.unwrap().outcome, Outcome::Created);
+        assert_eq!(offer(&repository, &name, &content).await.unwrap().outcome, Outcome::AlreadySame);
+        let mut other = content.clone();
+        other[500_000] ^= 1;
+        assert!(offer(&repository, &name, &other).await.unwrap_err().is_conflict());
+        let object = ObjectName::Wal(WalFileName::Segment(segment(3)));
+        assert!(repository.get(object, 1 << 30).await.unwrap() == content);
+        assert_eq!(repository.head(object).await.unwrap().metadata.pg_version, Some(150_000));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_stored_that_is_not_what_its_name_says() {
+        let repository = repository();
+        let content = segment_bytes(segment(3));
+        let name = |number| segment(number).to_string();
+        let offer = |name: String, content: Vec<u8>| {
+            let repository = repository.clone();
+            async move { offer(&repository, &name, &content).await.unwrap_err() }
+        };
+        assert!(matches!(offer(name(4), content.clone()).await, ArchiveError::Mismatch { .. }));
+        assert!(matches!(offer(name(3), vec![7; 1 << 20]).await, ArchiveError::Mismatch { .. }));
+        assert!(matches!(offer(name(3), content[..700_000].to_vec()).await, ArchiveError::Length { .. }));
+        // A length that another cluster could have, but not the one that wrote it.
+        let mut longer = content.clone();
+        longer.resize(2 << 20, 0);
+        assert!(matches!(offer(name(3), longer).await, ArchiveError::Length { .. }));
+        assert!(matches!(offer(name(3), Vec::new()).await, ArchiveError::Length { .. }));
+        let history = "00000002.history".to_owned();
+        assert!(matches!(
+            offer(history.clone(), b"gibberish\n".to_vec()).await,
+            ArchiveError::History { .. }
+        ));
+        assert!(matches!(offer(history, vec![b'#'; 2 << 20]).await, ArchiveError::Length { .. }));
+        for folder in [crate::repository::Folder::Segments, crate::repository::Folder::Histories] {
+            assert_eq!(repository.list(folder, None).await.unwrap(), []);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_or_failing_body_stores_nothing() {
+        let repository = repository();
+        let content = Bytes::from(segment_bytes(segment(3)));
+        let file = WalFileName::Segment(segment(3));
+        let length = content.len() as u64;
+        let failure = || Err(io::Error::from(io::ErrorKind::ConnectionReset));
+        let bodies = [
+            vec![Ok(content.slice(..600_000))],
+            vec![Ok(content.slice(..600_000)), failure()],
+            vec![Ok(content.slice(..600_000)), Ok(content.clone())],
+        ];
+        for body in bodies {
+            let result = archive(&repository, &Expected::default(), file, length, stream::iter(body)).await;
+            assert!(matches!(result, Err(ArchiveError::Cut { .. })));
+        }
+        assert!(repository.head(ObjectName::Wal(file)).await.unwrap_err().is_not_found());
+    }
+
+    #[tokio::test]
+    async fn every_other_name_that_postgresql_archives_is_taken() {
+        let repository = repository();
+        let partial = format!("{}.partial", segment(3));
+        for (name, content) in [
+            ("00000002.history", b"1\t0/5000000\tbefore\n".to_vec()),
+            ("000000010000000000000003.00000028.backup", b"START WAL LOCATION: 0/300028\n".to_vec()),
+            (&partial, segment_bytes(segment(3))),
+        ] {
+            assert_eq!(offer(&repository, name, &content).await.unwrap().outcome, Outcome::Created, "{name}");
+            assert_eq!(offer(&repository, name, &content).await.unwrap().outcome, Outcome::AlreadySame);
+        }
+    }
+}

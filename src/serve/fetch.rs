@@ -34,6 +34,15 @@ pub enum FetchError {
     Unknown(#[from] Unknown),
 }
 
+impl FetchError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound(_) => None,
+            Self::Unknown(error) => error.hint(),
+        }
+    }
+}
+
 /// Why a file cannot be had, although it may exist.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
@@ -96,7 +105,7 @@ pub struct Fetched {
 
 enum Source {
     Nothing,
-    Whole(ObjectReader),
+    Whole(Box<ObjectReader>),
     Joined(Box<Joined>),
 }
 
@@ -111,7 +120,7 @@ pub async fn fetch(
         WalFileName::Partial(segment) => {
             let reader = repository.read(ObjectName::Wal(file)).await.map_err(|error| named(file, error))?;
             let announced = reader.plaintext_length();
-            let mut source = Source::Whole(reader);
+            let mut source = Source::Whole(Box::new(reader));
             let (front, header) = read_header(&mut source, file, segment, expected).await?;
             let length = announced.unwrap_or(header.segment_size.bytes());
             if length > header.segment_size.bytes() {
@@ -272,7 +281,7 @@ struct Joined {
 
 /// The object being read.
 struct Current {
-    reader: ObjectReader,
+    reader: Box<ObjectReader>,
     /// Bytes still to leave out.
     skip: u64,
     /// Bytes still to come after those.
@@ -306,7 +315,7 @@ impl Joined {
         match self.repository.read(name).await {
             Ok(reader) => {
                 let left = u64::from(span.end - span.start - skip);
-                self.current = Some(Current { reader, skip: skip.into(), left });
+                self.current = Some(Current { reader: Box::new(reader), skip: skip.into(), left });
                 Ok(true)
             }
             Err(error) if error.is_not_found() => Ok(false),
@@ -387,7 +396,7 @@ impl Joined {
 }
 
 enum Located {
-    Whole(ObjectReader),
+    Whole(Box<ObjectReader>),
     Pieces(Join),
     Missing,
 }
@@ -401,7 +410,7 @@ async fn locate(repository: &Repository, segment: SegmentName, from: u32) -> Res
     let mut listed: Option<Vec<Span>> = None;
     for _ in 0..MOST_LISTINGS {
         match repository.read(whole).await {
-            Ok(reader) => return Ok(Located::Whole(reader)),
+            Ok(reader) => return Ok(Located::Whole(Box::new(reader))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
@@ -414,7 +423,9 @@ async fn locate(repository: &Repository, segment: SegmentName, from: u32) -> Res
         let settled = listed.as_ref() == Some(&spans);
         match (join.steps.is_empty(), join.hole) {
             (false, hole) if !hole || settled => return Ok(Located::Pieces(join)),
-            (true, _) if settled => return Err(Unknown::NoStart(segment)),
+            (true, _) if settled && from == 0 => return Err(Unknown::NoStart(segment)),
+            // There were some from here on, or nobody would have asked.
+            (true, _) if settled => return Err(Unknown::Moving(segment)),
             _ => listed = Some(spans),
         }
     }
@@ -446,4 +457,168 @@ async fn later_segment(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::{Facts, Settings};
+    use crate::serve::sample::{SIZE, segment, segment_bytes};
+    use crate::storage::Store;
+
+    fn repository() -> Repository {
+        Repository::new(Store::in_memory(), "main", Settings::default())
+    }
+
+    async fn put(repository: &Repository, name: ObjectName, content: &[u8]) {
+        repository.put(name, Bytes::copy_from_slice(content), Facts::default()).await.unwrap();
+    }
+
+    fn whole(number: u64) -> ObjectName {
+        ObjectName::Wal(WalFileName::Segment(segment(number)))
+    }
+
+    async fn put_piece(repository: &Repository, number: u64, start: u32, end: u32) {
+        let content = segment_bytes(segment(number));
+        let name = ObjectName::Piece { segment: segment(number), start, end };
+        put(repository, name, &content[start as usize..end as usize]).await;
+    }
+
+    async fn open(repository: &Repository, number: u64) -> Result<Fetched, FetchError> {
+        fetch(repository, &Expected::default(), WalFileName::Segment(segment(number))).await
+    }
+
+    async fn rest(fetched: &mut Fetched) -> Result<Vec<u8>, Unknown> {
+        let mut content = Vec::new();
+        while let Some(chunk) = fetched.next().await? {
+            content.extend_from_slice(&chunk);
+        }
+        Ok(content)
+    }
+
+    #[tokio::test]
+    async fn pieces_are_joined_and_zero_filled() {
+        let repository = repository();
+        for (start, end) in [(0, 100_000), (90_000, 300_000), (300_000, 300_008), (400_000, 500_000)] {
+            put_piece(&repository, 3, start, end).await;
+        }
+        let mut fetched = open(&repository, 3).await.unwrap();
+        assert_eq!(fetched.length(), SIZE.bytes());
+        let mut expected = segment_bytes(segment(3));
+        expected[300_008..].fill(0);
+        assert!(rest(&mut fetched).await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_archive_is_the_only_place_for_pieces() {
+        let repository = repository();
+        put_piece(&repository, 3, 0, 300_000).await;
+        put(&repository, whole(5), &segment_bytes(segment(5))).await;
+        let error = open(&repository, 3).await.err().unwrap();
+        assert!(matches!(error, FetchError::Unknown(Unknown::Gap { end: 300_000, .. })), "{error}");
+        // Pieces that make up the whole segment leave no gap, whether or not it has been stored as one.
+        put_piece(&repository, 3, 300_000, 1 << 20).await;
+        let mut fetched = open(&repository, 3).await.unwrap();
+        assert!(rest(&mut fetched).await.unwrap() == segment_bytes(segment(3)));
+        // On another timeline, a whole segment says nothing about this one.
+        put_piece(&repository, 6, 0, 300_000).await;
+        let child = segment(7).on(crate::postgres::TimelineId::new(2).unwrap());
+        put(&repository, ObjectName::Wal(WalFileName::Segment(child)), &segment_bytes(child)).await;
+        open(&repository, 6).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn missing_is_said_only_of_what_has_no_trace() {
+        let repository = repository();
+        assert!(matches!(open(&repository, 3).await, Err(FetchError::NotFound(_))));
+        put_piece(&repository, 3, 8192, 100_000).await;
+        let error = open(&repository, 3).await.err().unwrap();
+        assert!(matches!(error, FetchError::Unknown(Unknown::NoStart(_))), "{error}");
+    }
+
+    #[tokio::test]
+    async fn pieces_that_go_while_they_are_read_are_found_in_their_successor() {
+        // What takes the place of the second and third piece, once the first has been read.
+        for merged in [true, false] {
+            let repository = repository();
+            for (start, end) in [(0, 300_000), (300_000, 600_000), (600_000, 700_000)] {
+                put_piece(&repository, 3, start, end).await;
+            }
+            let mut fetched = open(&repository, 3).await.unwrap();
+            let mut content = fetched.next().await.unwrap().unwrap().to_vec();
+            if merged {
+                put_piece(&repository, 3, 0, 700_000).await;
+            } else {
+                put(&repository, whole(3), &segment_bytes(segment(3))).await;
+            }
+            let gone = [(0, 300_000), (300_000, 600_000), (600_000, 700_000)];
+            let gone = gone.map(|(start, end)| ObjectName::Piece { segment: segment(3), start, end });
+            repository.delete(gone).await.unwrap();
+            content.extend(rest(&mut fetched).await.unwrap());
+            let mut expected = segment_bytes(segment(3));
+            if merged {
+                expected[700_000..].fill(0);
+            }
+            assert!(content == expected, "merged: {merged}");
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_that_are_lost_while_they_are_read_break_it_off() {
+        let repository = repository();
+        put_piece(&repository, 3, 0, 300_000).await;
+        put_piece(&repository, 3, 300_000, 600_000).await;
+        let mut fetched = open(&repository, 3).await.unwrap();
+        let lost = ObjectName::Piece { segment: segment(3), start: 300_000, end: 600_000 };
+        repository.delete([lost]).await.unwrap();
+        assert!(matches!(rest(&mut fetched).await, Err(Unknown::Moving(_))));
+    }
+
+    #[tokio::test]
+    async fn a_segment_must_be_the_one_asked_for() {
+        let repository = repository();
+        put(&repository, whole(3), &segment_bytes(segment(4))).await;
+        assert!(matches!(
+            open(&repository, 3).await,
+            Err(FetchError::Unknown(Unknown::Mismatch { source: WalPageError::Address { .. }, .. }))
+        ));
+        put(&repository, whole(4), &segment_bytes(segment(4))[..500_000]).await;
+        assert!(matches!(open(&repository, 4).await, Err(FetchError::Unknown(Unknown::Length { .. }))));
+        put(&repository, whole(5), &segment_bytes(segment(5))).await;
+        let other = Expected { system_identifier: Some(1), ..Expected::default() };
+        assert!(matches!(
+            fetch(&repository, &other, WalFileName::Segment(segment(5))).await,
+            Err(FetchError::Unknown(Unknown::Mismatch { .. }))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_is_not_as_long_as_its_name_says_is_refused() {
+        for length in [299_999, 300_001] {
+            let repository = repository();
+            let name = ObjectName::Piece { segment: segment(3), start: 0, end: 300_000 };
+            put(&repository, name, &segment_bytes(segment(3))[..length]).await;
+            let error = match open(&repository, 3).await {
+                Ok(mut fetched) => rest(&mut fetched).await.err(),
+                Err(FetchError::Unknown(error)) => Some(error),
+                Err(FetchError::NotFound(_)) => None,
+            };
+            assert!(matches!(error, Some(Unknown::Length { .. })), "{length}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn small_files_come_by_name() {
+        let repository = repository();
+        for (name, content) in
+            [("00000002.history", "1\t0/5000000\tx\n"), ("000000010000000000000003.00000028.backup", "START")]
+        {
+            let file: WalFileName = name.parse().unwrap();
+            let missing = fetch(&repository, &Expected::default(), file).await;
+            assert!(matches!(missing, Err(FetchError::NotFound(_))));
+            put(&repository, ObjectName::Wal(file), content.as_bytes()).await;
+            let mut fetched = fetch(&repository, &Expected::default(), file).await.unwrap();
+            assert_eq!(rest(&mut fetched).await.unwrap(), content.as_bytes());
+        }
+    }
 }

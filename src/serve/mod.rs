@@ -9,6 +9,8 @@ mod fetch;
 mod join;
 mod new_file;
 mod route;
+#[cfg(test)]
+mod sample;
 mod server;
 mod stall;
 mod target;

@@ -37,12 +37,8 @@ use crate::postgres::{Expected, WalFileName};
 use crate::repository::{Outcome, Repository};
 use crate::secret::Secret;
 
-/// For a whole request head to arrive, and for the next request on an open connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest pause within a body, in either direction.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request waits for a decoder or an upload before it is told to come again.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
+const QUEUE_TIMEOUT: Duration = Duration::from_mins(1);
 /// After a cancel, for answers that are under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// One connection's read buffer: a head must fit, and a body passes through it.
@@ -64,7 +60,7 @@ pub struct Site {
     pub expected: watch::Receiver<Expected>,
 }
 
-/// What may be going on at once.
+/// What may be going on at once, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub connections: usize,
@@ -72,11 +68,21 @@ pub struct Limits {
     pub fetches: usize,
     /// Files being stored, each with up to a whole encoded segment of 16 MiB, which must go in one put.
     pub uploads: usize,
+    /// For a whole request head to arrive, and for the next request on an open connection.
+    pub head_timeout: Duration,
+    /// The longest pause within a body, in either direction.
+    pub stall_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 64, fetches: 4, uploads: 1 }
+        Self {
+            connections: 64,
+            fetches: 4,
+            uploads: 1,
+            head_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -143,14 +149,15 @@ fn is_passing(error: &io::Error) -> bool {
 async fn serve_connection(stream: TcpStream, server: Arc<Server>, cancel: CancellationToken) {
     // Without it, a small answer may wait for the acknowledgement of its head.
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Stalling::new(stream, STALL_TIMEOUT));
+    let limits = server.deps.limits;
+    let io = TokioIo::new(Stalling::new(stream, limits.stall_timeout));
     let service = service_fn(move |request| {
         let server = server.clone();
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(limits.head_timeout)
         .max_headers(MOST_FIELDS)
         .max_buf_size(CONNECTION_BUFFER_BYTES)
         .serve_connection(io, service);
@@ -360,7 +367,7 @@ impl Server {
         };
         let expected = *site.expected.borrow();
         let stored = if let Some(length) = announced {
-            let mut body = IncomingChunks { body, taken: 0 };
+            let mut body = IncomingChunks { body, stall_timeout: self.deps.limits.stall_timeout, taken: 0 };
             let stored = archive(&site.repository, &expected, file, length, Box::pin(body.stream())).await;
             if stored.is_err() {
                 body.drain(length).await;
@@ -456,13 +463,14 @@ fn chunks(
 /// A request's body, chunk by chunk.
 struct IncomingChunks {
     body: Incoming,
+    stall_timeout: Duration,
     taken: u64,
 }
 
 impl IncomingChunks {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
-            let frame = match timeout(STALL_TIMEOUT, self.body.frame()).await {
+            let frame = match timeout(self.stall_timeout, self.body.frame()).await {
                 Ok(frame) => frame?,
                 Err(_) => return Some(Err(io::ErrorKind::TimedOut.into())),
             };
