@@ -1,1 +1,15 @@
-//! Taking a base backup: protocol stream, files, frames, record.
+//! Taking a base backup: protocol stream, files, frames, record; and when one is due.
+
+mod error;
+mod framing;
+mod manifest_check;
+mod run;
+mod schedule;
+mod tar_stream;
+
+pub use error::Error;
+pub use framing::{FRAME_SIZE, Framer, RawFrame};
+pub use manifest_check::{ManifestCheck, ManifestError};
+pub use run::{Request, take};
+pub use schedule::Schedule;
+pub use tar_stream::{TarEntry, TarError, TarEvent, TarKind, TarStream};

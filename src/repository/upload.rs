@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -47,11 +48,21 @@ pub(super) struct Upload {
 enum State {
     Gathering,
     Parts {
-        upload: Box<dyn MultipartUpload>,
+        upload: Shareable,
         in_flight: JoinSet<object_store::Result<()>>,
     },
     /// The name is taken. The rest is only counted and hashed, to be compared in the end.
     Taken,
+}
+
+/// `MultipartUpload` promises nothing about sharing, so futures that borrow an [`Upload`] could not move
+/// between threads. The mutex is never locked: every use has the only reference.
+struct Shareable(Mutex<Box<dyn MultipartUpload>>);
+
+impl Shareable {
+    fn get(&mut self) -> &mut dyn MultipartUpload {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
+    }
 }
 
 impl Upload {
@@ -115,7 +126,7 @@ impl Upload {
         let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
         let upload = self.repository.store().inner().put_multipart_opts(&self.key, options).await;
         let upload = upload.map_err(|error| self.error("start an upload", &error))?;
-        self.state = State::Parts { upload, in_flight: JoinSet::new() };
+        self.state = State::Parts { upload: Shareable(Mutex::new(upload)), in_flight: JoinSet::new() };
         Ok(())
     }
 
@@ -127,7 +138,7 @@ impl Upload {
         }
         let payload = self.take(length);
         if let State::Parts { upload, in_flight } = &mut self.state {
-            in_flight.spawn(upload.put_part(payload));
+            in_flight.spawn(upload.get().put_part(payload));
         }
         Ok(())
     }
@@ -207,7 +218,7 @@ impl Upload {
             return Ok(outcome);
         }
         let State::Parts { upload, .. } = &mut self.state else { return Err(self.vanished()) };
-        let completed = upload.complete().await;
+        let completed = upload.get().complete().await;
         match completed {
             Ok(_) => {
                 self.state = State::Taken;
@@ -221,7 +232,7 @@ impl Upload {
     }
 
     /// The write may have taken effect although it failed: what is there now decides.
-    async fn after_failure(&self, error: Error, content: Content) -> Result<Outcome, Error> {
+    async fn after_failure(&mut self, error: Error, content: Content) -> Result<Outcome, Error> {
         if !error.is_transient() {
             return Err(error);
         }
@@ -232,7 +243,7 @@ impl Upload {
         }
     }
 
-    async fn is_taken(&self) -> Result<bool, Error> {
+    async fn is_taken(&mut self) -> Result<bool, Error> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         match self.repository.store().inner().get_opts(&self.key, options).await {
             Ok(_) => Ok(true),
@@ -242,7 +253,7 @@ impl Upload {
     }
 
     /// Reads the object that is there: the same content, none at all, or a conflict.
-    async fn compare(&self, content: Content) -> Result<Option<Outcome>, Error> {
+    async fn compare(&mut self, content: Content) -> Result<Option<Outcome>, Error> {
         let opened = if content.encoded {
             self.repository.read(self.name).await
         } else {
@@ -281,7 +292,7 @@ impl Upload {
         if let State::Parts { mut upload, mut in_flight } = std::mem::replace(&mut self.state, State::Taken) {
             in_flight.shutdown().await;
             // Nobody waits for the answer; a lifecycle rule of the bucket takes what is left.
-            let _ = upload.abort().await;
+            let _ = upload.get().abort().await;
         }
     }
 }
@@ -293,7 +304,7 @@ impl Drop for Upload {
         {
             runtime.spawn(async move {
                 in_flight.shutdown().await;
-                let _ = upload.abort().await;
+                let _ = upload.get().abort().await;
             });
         }
     }

@@ -1,9 +1,15 @@
-//! Restoring: target, plan (pure), apply.
+//! Restoring: target and plan (pure), then files and recovery settings.
 
+mod apply;
+mod error;
 mod plan;
+mod recovery;
 mod target;
 
+pub use apply::{Found, TablespaceTarget, Work, finish, look_at, restore_files};
+pub use error::Error;
 pub use plan::{PlanError, Reach, RestorePlan, WindowText, plan};
+pub use recovery::{Recovery, restore_command};
 pub use target::{
     ParseTargetError, RecoveryTarget, TargetAction, TargetTimeline, quote_setting, setting_line,
     target_settings,

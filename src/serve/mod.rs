@@ -1,1 +1,19 @@
-//! HTTP on port 16000.
+//! HTTP on port 16000: WAL to `restore_command`, WAL from `archive_command`, status.
+//!
+//! An answer of 404 means one thing: storage said that the file does not exist. It ends a recovery, so
+//! everything else that goes wrong is another status, and a body that cannot be verified to its last
+//! byte is broken off.
+
+mod archive;
+mod fetch;
+mod join;
+mod new_file;
+mod route;
+mod server;
+mod stall;
+mod target;
+
+pub use archive::{ArchiveError, archive};
+pub use fetch::{FetchError, Fetched, Unknown, fetch};
+pub use new_file::NewFile;
+pub use server::{Deps, Limits, Site, run};

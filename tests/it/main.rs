@@ -1,1 +1,24 @@
+//! Tests of the program from the outside, against real servers and a real S3.
+//!
+//! `make test` prepares the machine and runs them. By hand: `scripts/install-test-deps` once, then
+//! `cargo test --test it`; `PGKEEP_TEST_MAJORS=17` keeps to one version of PostgreSQL.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests stand in the real world: its clock, its environment, its terminal"
+)]
+#![allow(dead_code, reason = "fixtures may offer more than the tests of today use")]
+
+// What tests stand on.
+mod binary;
+mod http;
+mod ledger;
+mod process;
+mod s3;
+mod server;
+
+// What they test.
+mod architecture;
+mod config;
+mod serve;
 mod storage;

@@ -59,7 +59,11 @@ fn like_wal(seed: u64, length: usize) -> Bytes {
     bytes.into()
 }
 
-async fn write_in_chunks(repository: &Repository, name: ObjectName, content: &Bytes) -> Result<Outcome, Error> {
+async fn write_in_chunks(
+    repository: &Repository,
+    name: ObjectName,
+    content: &Bytes,
+) -> Result<Outcome, Error> {
     let mut writer = repository.writer(name, Facts { pg_version: Some(180_000) });
     let mut at = 0;
     while at < content.len() {
@@ -293,7 +297,8 @@ async fn listings_are_complete_and_in_order(store: &Store) {
 }
 
 async fn odd_prefixes_are_places_like_others(store: &Store) {
-    for prefix in ["", "a b/ü+ß", "%2e%2e/x%20y", "q?a=b&c#frag", "/lead//double/", "..", "~!$'()*,;:@=[]"] {
+    for prefix in ["", "a b/ü+ß", "%2e%2e/x%20y", "q?a=b&c#frag", "/lead//double/", "..", "~!$'()*,;:@=[]"]
+    {
         let repository = Repository::new(store.clone(), prefix, settings(Compression::Snappy));
         let content = Bytes::from(prefix.repeat(3));
         repository.put(wal(1), content.clone(), Facts::default()).await.unwrap();
@@ -362,6 +367,7 @@ async fn a_local_directory_passes_and_is_left_empty() {
     assert!(matches!(missing, storage::Error::Missing { .. }), "{missing}");
     battery(storage::open(&config, Access::Write).await.unwrap()).await;
     storage::open(&config, Access::Read).await.unwrap();
-    let left: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [".pgkeep"]);
 }

@@ -1,0 +1,422 @@
+//! One cluster under care: its repository, its receiver, its base backups.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::backup::{self, Wish};
+use super::nodes::{self, NodesError};
+use super::status::{ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
+use crate::basebackup::Schedule;
+use crate::catalog::Catalog;
+use crate::config::{CheckpointMode, Config, SiteConfig, WalIntake};
+use crate::observe::Progress;
+use crate::postgres::Expected;
+use crate::repository::{self, Repository, Settings as RepositorySettings};
+use crate::retention::{self, RetentionPolicy};
+use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
+use crate::storage::{self, Access, ConditionalPut};
+use crate::wal::{self, Budget, Ended, Known, Position, Reports, Slot};
+
+/// How often the schedule is looked at.
+const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
+/// Attempts to archive again: quick at first, then about as often as a server needs to come back.
+const ARCHIVE_RETRY: RetryPolicy =
+    RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
+/// What nobody but an operator can mend is not worth knocking for more often.
+const OPERATOR_RETRY: Duration = Duration::from_secs(30);
+/// A base backup that failed is tried again, but not over and over: each attempt costs the server.
+const BACKUP_RETRY: RetryPolicy =
+    RetryPolicy { first: Duration::from_secs(60), max: Duration::from_secs(3600), give_up_after: None };
+
+/// A site with its repository opened.
+pub struct Site {
+    pub config: SiteConfig,
+    pub repository: Repository,
+    pub receiver: wal::Settings,
+    /// Where the receiver of this process stands; `None` until it streams.
+    pub position: watch::Sender<Option<Position>>,
+    pub status: StatusCell,
+    /// What is known of the cluster, for those who check WAL files against it.
+    pub expected: watch::Sender<Expected>,
+    pub host: String,
+    pub parallelism: usize,
+    /// Asks for a base backup out of turn.
+    pub backup_wanted: Notify,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+}
+
+impl Error {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Storage(error) => error.hint(),
+        }
+    }
+
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Storage(error) => error.is_transient(),
+        }
+    }
+}
+
+impl Site {
+    /// Opens the site's storage. `access` says whether anything will be written.
+    pub async fn open(config: &Config, site: &SiteConfig, access: Access) -> Result<Self, Error> {
+        let store = storage::open(&site.storage, access).await?;
+        let honoured = match access {
+            Access::Write => Some(store.probe_conditional_put().await?),
+            Access::Read => None,
+        };
+        if honoured == Some(ConditionalPut::Ignored) {
+            warn!(
+                site = site.name,
+                storage = store.description(),
+                "this storage ignores conditional puts: two agents writing to one site would not be kept apart"
+            );
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let status = SiteStatus {
+            site: site.name.clone(),
+            storage: store.description().to_owned(),
+            conditional_put: honoured.map(|honoured| match honoured {
+                ConditionalPut::Honoured => "honoured",
+                ConditionalPut::Ignored => "ignored",
+            }),
+            ..SiteStatus::default()
+        };
+        let settings = RepositorySettings {
+            compression: config.compression.into(),
+            level: config.compression_level,
+            host: host.clone(),
+            ..RepositorySettings::default()
+        };
+        // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
+        // the frames of a base backup.
+        let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
+        Ok(Self {
+            repository: Repository::new(store, &site.prefix, settings),
+            receiver: wal::Settings {
+                flush_interval: site.wal_flush_interval,
+                shutdown_grace: site.shutdown_grace,
+                budget: Budget::new(budget),
+            },
+            position: watch::Sender::new(None),
+            status: StatusCell::new(status),
+            expected: watch::Sender::new(Expected::default()),
+            host,
+            parallelism: config.parallelism,
+            backup_wanted: Notify::new(),
+            config: site.clone(),
+        })
+    }
+
+    /// What the archive holds now, as far as archiving needs to know it.
+    pub async fn known(&self) -> Result<Known, repository::Error> {
+        let catalog = Catalog::load(&self.repository).await?;
+        let end = catalog.coverage.as_ref().and_then(|coverage| {
+            let timeline = coverage.timelines().next_back()?;
+            let stored = coverage.end_of(timeline)?;
+            let whole = coverage.segment_size().floor(stored);
+            Some(wal::ArchiveEnd { timeline, whole, stored })
+        });
+        let identity = catalog.identity();
+        if let Some(identity) = identity {
+            self.expected.send_replace(Expected {
+                system_identifier: Some(identity.system_identifier),
+                segment_size: Some(identity.segment_size),
+            });
+        }
+        Ok(Known { identity, end })
+    }
+
+    fn failed(&self, message: &str, hint: Option<String>) -> ErrorStatus {
+        ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint }
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ArchiveError {
+    #[error(transparent)]
+    Nodes(#[from] NodesError),
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    #[error(transparent)]
+    Wal(#[from] wal::Error),
+}
+
+impl ArchiveError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Nodes(error) => error.hint(),
+            Self::Wal(error) => error.hint(),
+            Self::Repository(error) => error.hint(),
+        }
+    }
+
+    /// Whether it may pass without anybody's help.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Nodes(error) => error.is_transient(),
+            Self::Repository(error) => error.is_transient(),
+            Self::Wal(error) => error.is_transient(),
+        }
+    }
+}
+
+/// Archives WAL until cancelled, through every failure.
+pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Result<(), BoxError> {
+    let mut backoff = Backoff::new(&ARCHIVE_RETRY, rand::random());
+    while !cancel.is_cancelled() {
+        site.status.update(|status| status.archiving.state = "connecting");
+        let before = site.position.borrow().map(|position| position.stored);
+        let ended = tokio::select! { biased;
+            ended = archive_once(&site, &cancel) => ended,
+            () = refused_to_stop(&site, &cancel) => {
+                warn!(site = site.config.name, "storage did not take the tail in time; stopping without it, the slot keeps it");
+                break;
+            }
+        };
+        if site.position.borrow().map(|position| position.stored) != before {
+            backoff.reset();
+        }
+        let delay = match ended {
+            Ok(Ended::Cancelled) => break,
+            Ok(_) => {
+                info!(site = site.config.name, "the server was shut down; everything it had is stored");
+                backoff.next().unwrap_or(ARCHIVE_RETRY.max)
+            }
+            Err(error) => {
+                let (message, hint) = (chain(&error), error.hint());
+                let transient = error.is_transient();
+                let again = backoff.next().unwrap_or(ARCHIVE_RETRY.max);
+                let again = if transient { again } else { OPERATOR_RETRY };
+                let seconds = again.as_secs_f32();
+                if transient {
+                    warn!(
+                        site = site.config.name,
+                        error = message,
+                        hint,
+                        again_in = seconds,
+                        "archiving stopped"
+                    );
+                } else {
+                    error!(
+                        site = site.config.name,
+                        error = message,
+                        hint,
+                        again_in = seconds,
+                        "archiving stopped"
+                    );
+                }
+                let failed = site.failed(&message, hint);
+                site.status.update(|status| status.archiving.last_error = Some(failed));
+                again
+            }
+        };
+        site.status.update(|status| {
+            status.archiving.state = "waiting";
+            status.server = None;
+        });
+        tokio::select! { biased;
+            () = cancel.cancelled() => break,
+            () = sleep(delay) => {}
+        }
+    }
+    site.status.update(|status| status.archiving.state = "off");
+    Ok(())
+}
+
+/// Resolves when stopping has taken longer than storage is given.
+async fn refused_to_stop(site: &Site, cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    sleep(site.config.shutdown_grace + Duration::from_secs(2)).await;
+}
+
+async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, ArchiveError> {
+    let known = site.known().await?;
+    let mut connected = nodes::connect(&site.config).await?;
+    let slot = Slot::Permanent(nodes::slot_name(&site.config, connected.node)?);
+    let server = ServerStatus {
+        place: connected.connection.place().to_owned(),
+        version: connected.connection.parameter("server_version").unwrap_or("unknown").to_owned(),
+        system_identifier: connected
+            .connection
+            .identify_system()
+            .await
+            .map_err(wal::Error::from)?
+            .system_identifier
+            .to_string(),
+        standby: connected.standby,
+    };
+    if connected.standby {
+        warn!(
+            site = site.config.name,
+            server = server.place,
+            "none of the nodes is a primary; archiving from a standby"
+        );
+    }
+    site.status.update(|status| {
+        status.server = Some(server);
+        status.archiving.state = "streaming";
+    });
+    let reports = Reports {
+        position: &site.position,
+        gap: &|gap| {
+            error!(
+                site = site.config.name, timeline = %gap.timeline, from = %gap.from, to = %gap.to, reason = gap.reason,
+                "WAL is lost: there is a gap in the archive, a base backup will follow"
+            );
+            site.status.update(|status| {
+                let wal::WalGap { timeline, from, to, reason } = gap;
+                status.gaps.push(GapStatus { timeline, from, to, reason });
+            });
+            site.backup_wanted.notify_one();
+        },
+    };
+    let settings = &site.receiver;
+    let connection = &mut connected.connection;
+    let ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel).await?;
+    site.status.update(|status| status.archiving.last_error = None);
+    Ok(ended)
+}
+
+/// Takes base backups when they are due, and prunes after each, until cancelled.
+pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Result<(), BoxError> {
+    let schedule = Schedule { interval: site.config.schedule.interval, at: site.config.schedule.at };
+    let mut backoff = Backoff::new(&BACKUP_RETRY, rand::random());
+    let mut last = None;
+    let mut loaded = false;
+    while !cancel.is_cancelled() {
+        let wanted = tokio::select! { biased;
+            () = cancel.cancelled() => break,
+            () = site.backup_wanted.notified() => true,
+            () = sleep(SCHEDULE_INTERVAL) => false,
+        };
+        // Without WAL a backup could not be finished, so archiving comes first.
+        if site.config.wal_intake == WalIntake::Stream && site.position.borrow().is_none() {
+            if wanted {
+                site.backup_wanted.notify_one();
+                sleep(SCHEDULE_INTERVAL).await;
+            }
+            continue;
+        }
+        if !loaded {
+            match Catalog::load(&site.repository).await {
+                Ok(catalog) => {
+                    last = catalog.backups.iter().map(|record| record.start_time).max();
+                    loaded = true;
+                }
+                Err(error) => {
+                    warn!(site = site.config.name, error = chain(&error), "the catalog cannot be read");
+                    continue;
+                }
+            }
+        }
+        if !wanted && !schedule.is_due(last, SystemClock.now()) {
+            continue;
+        }
+        if back_up(&site, &cancel).await {
+            // Counted by start time, as the record does.
+            loaded = false;
+            backoff.reset();
+        } else {
+            let delay = backoff.next().unwrap_or(BACKUP_RETRY.max);
+            tokio::select! { biased;
+                () = cancel.cancelled() => break,
+                () = sleep(delay) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One backup with pruning after it; returns whether the backup succeeded.
+async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
+    site.status.update(|status| status.backup.running = true);
+    let wish = Wish { fast_checkpoint: site.config.backup_checkpoint == CheckpointMode::Fast, note: None };
+    let progress = Progress::lines(format!("backup of {}", site.config.name));
+    let result = if site.config.wal_intake == WalIntake::Stream {
+        Box::pin(backup::with_agent(site, &wish, &progress, cancel)).await
+    } else {
+        Box::pin(backup::alone(site, &wish, &progress, cancel)).await
+    };
+    progress.finish();
+    let (succeeded, failed) = match result {
+        Ok(record) => {
+            site.status.update(|status| {
+                status.backup.last = Some(record.name.to_string());
+                status.backup.last_start_time = Some(record.start_time);
+            });
+            (true, None)
+        }
+        Err(_) if cancel.is_cancelled() => (false, None),
+        Err(error) => {
+            let (message, hint) = (chain(&error), error.hint());
+            error!(site = site.config.name, error = message, hint, "the base backup failed");
+            (false, Some(site.failed(&message, hint)))
+        }
+    };
+    site.status.update(|status| {
+        status.backup.running = false;
+        status.backup.last_error = failed;
+    });
+    if succeeded && let Err(error) = prune(site).await {
+        warn!(
+            site = site.config.name,
+            error = chain(&error),
+            "pruning failed; it is tried again after the next backup"
+        );
+    }
+    succeeded
+}
+
+/// What the site's configuration says of keeping backups.
+pub fn policy(site: &SiteConfig) -> RetentionPolicy {
+    RetentionPolicy {
+        count: site.retention.count,
+        count_min: site.retention.count_min,
+        age_days_max: site.retention.age_days_max,
+        interval: site.schedule.interval.map_or(Duration::ZERO, SignedDuration::unsigned_abs),
+    }
+}
+
+async fn prune(site: &Site) -> Result<(), repository::Error> {
+    let catalog = Catalog::load(&site.repository).await?;
+    let now = SystemClock.now();
+    let plan = retention::plan(&catalog, &policy(&site.config), now);
+    let report = retention::apply(&site.repository, &plan, now).await?;
+    info!(
+        site = site.config.name,
+        backups = report.backup_count,
+        segments = report.segment_count,
+        bytes = report.stored_bytes,
+        "pruned"
+    );
+    Ok(())
+}

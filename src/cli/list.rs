@@ -1,0 +1,57 @@
+//! `pgkeep list`: the backups there are.
+
+use serde_json::json;
+
+use super::runtime::block_on;
+use super::{Context, render};
+use crate::agent::Site;
+use crate::catalog::{BackupRecord, Catalog};
+use crate::storage::Access;
+
+pub fn run(context: &Context) -> anyhow::Result<()> {
+    let config = context.start()?;
+    let site = context.site(&config)?;
+    let catalog = block_on(config.parallelism, async {
+        let site = Site::open(&config, site, Access::Read).await?;
+        anyhow::Ok(Catalog::load(&site.repository).await?)
+    })??;
+    if context.json() {
+        let damaged: Vec<_> = catalog
+            .damaged
+            .iter()
+            .map(|damaged| json!({ "name": damaged.name.to_string(), "reason": damaged.reason }))
+            .collect();
+        return render::json(&json!({ "site": site.name, "backups": catalog.backups, "damaged": damaged }));
+    }
+    if catalog.backups.is_empty() && catalog.damaged.is_empty() {
+        return render::line("no backups");
+    }
+    let rows: Vec<_> = catalog.backups.iter().map(row).collect();
+    render::table(
+        ["backup", "taken", "server", "timeline", "start", "stop", "size", "stored", "note"],
+        &rows,
+    )?;
+    for damaged in &catalog.damaged {
+        tracing::warn!(backup = %damaged.name, reason = damaged.reason, "this backup's record cannot be used");
+    }
+    Ok(())
+}
+
+fn row(record: &BackupRecord) -> [String; 9] {
+    let mut note = record.note.clone().unwrap_or_default();
+    if record.is_suspect() {
+        note = format!("CHECKSUM FAILURES {note}");
+    }
+    let version = record.server_version_num;
+    [
+        record.name.to_string(),
+        format!("{} s", record.stop_time.duration_since(record.start_time).as_secs().max(1)),
+        format!("{}.{}", version / 10_000, version % 10_000),
+        record.timeline.to_string(),
+        record.start_lsn.to_string(),
+        record.stop_lsn.to_string(),
+        render::size(record.plaintext_bytes),
+        render::size(record.stored_bytes),
+        note,
+    ]
+}

@@ -1,0 +1,345 @@
+//! `pgkeep restore`: a data directory that PostgreSQL can start on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::{Exit, Failure};
+use super::runtime::{block_on, interruptible};
+use super::{Context, render};
+use crate::agent::Site;
+use crate::catalog::{BackupChoice, BackupRecord, Catalog};
+use crate::config::{Config, SiteConfig};
+use crate::observe::Progress;
+use crate::postgres::Lsn;
+use crate::restore::{
+    self, Found, Recovery, RecoveryTarget, RestorePlan, TablespaceTarget, TargetAction, TargetTimeline, Work,
+};
+use crate::runtime::{Clock, SystemClock};
+use crate::storage::Access;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RestoreArgs {
+    /// Directory to restore into; it must be empty or not exist
+    #[arg(long, value_name = "DIR")]
+    target_dir: PathBuf,
+    /// Backup to restore, as `pgkeep list` shows it; without it the newest that can reach the target
+    #[arg(long, value_name = "NAME", default_value = "latest")]
+    backup: BackupChoice,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Timeline to follow: `latest`, `current` or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    target_timeline: TargetTimeline,
+    /// What PostgreSQL does when it has reached the target
+    #[arg(long, value_name = "ACTION", default_value = "promote")]
+    target_action: Action,
+    /// Stay a standby: follow the archive, and the primary if one is named
+    #[arg(long)]
+    standby: bool,
+    /// Connection string of the primary that the standby follows
+    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    primary_conninfo: Option<String>,
+    /// Put a tablespace elsewhere; OLD is its former directory or its OID
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace: Vec<String>,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Succeed without doing anything when the target is a data directory already
+    #[arg(long)]
+    if_empty: bool,
+    /// Succeed without doing anything when the archive holds no backup
+    #[arg(long)]
+    if_backup_exists: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct TargetArgs {
+    /// Recover up to this time, with its zone: '2026-11-21 10:00:00+00'
+    #[arg(long, value_name = "TIME")]
+    target_time: Option<String>,
+    /// Recover up to this LSN
+    #[arg(long, value_name = "LSN")]
+    target_lsn: Option<Lsn>,
+    /// Recover up to and including this transaction
+    #[arg(long, value_name = "XID")]
+    target_xid: Option<String>,
+    /// Recover up to this restore point
+    #[arg(long, value_name = "NAME")]
+    target_name: Option<String>,
+    /// Recover only as far as the backup itself needs
+    #[arg(long)]
+    target_immediate: bool,
+}
+
+impl TargetArgs {
+    fn target(&self) -> anyhow::Result<RecoveryTarget> {
+        let parsed = match self {
+            Self { target_time: Some(time), .. } => RecoveryTarget::parse_time(time),
+            Self { target_lsn: Some(lsn), .. } => Ok(RecoveryTarget::Lsn(*lsn)),
+            Self { target_xid: Some(xid), .. } => RecoveryTarget::parse_xid(xid),
+            Self { target_name: Some(name), .. } => RecoveryTarget::parse_name(name),
+            Self { target_immediate: true, .. } => Ok(RecoveryTarget::Immediate),
+            _ => Ok(RecoveryTarget::Latest),
+        };
+        parsed.map_err(|error| {
+            let failure = Failure::new(Exit::Configuration, error.to_string());
+            match error.hint() {
+                Some(hint) => failure.with_hint(hint),
+                None => failure,
+            }
+            .into()
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Action {
+    Promote,
+    Pause,
+    Shutdown,
+}
+
+impl From<Action> for TargetAction {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Promote => Self::Promote,
+            Action::Pause => Self::Pause,
+            Action::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+const EXAMPLES: &str = "\
+Start PostgreSQL on the directory afterwards: it fetches the WAL it needs by itself. Run this as the user
+that PostgreSQL runs as.
+
+Examples:
+  pgkeep restore --target-dir /var/lib/postgresql/17/main
+  pgkeep restore --target-dir /tmp/before --target-time '2026-11-21 10:00:00+00' --dry-run
+  pgkeep restore --target-dir \"$PGDATA\" --if-empty --if-backup-exists     (init container)
+  pgkeep restore --target-dir /data --standby --primary-conninfo 'host=db1 user=replicator'";
+
+pub fn run(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
+    let target = args.target.target()?;
+    let config = context.start()?;
+    let site = context.site(&config)?;
+    let directory =
+        std::path::absolute(&args.target_dir).context("the target directory has no absolute path")?;
+    let found = restore::look_at(&directory)?;
+    match found {
+        Found::Empty | Found::Unfinished => {}
+        Found::DataDirectory if args.if_empty => {
+            return said(context, "nothing to do", "the target is a data directory already");
+        }
+        _ if args.dry_run => {}
+        Found::DataDirectory | Found::Other => return Err(restore::Error::NotEmpty(directory).into()),
+    }
+    block_on(config.parallelism, Box::pin(restore(args, context, &config, site, directory, &target)))?
+}
+
+fn said(context: &Context, outcome: &str, reason: &str) -> anyhow::Result<()> {
+    if context.json() {
+        return render::json(&json!({ "outcome": outcome, "reason": reason }));
+    }
+    render::line(format_args!("{outcome}: {reason}"))
+}
+
+async fn restore(
+    args: &RestoreArgs,
+    context: &Context,
+    config: &Config,
+    site_config: &SiteConfig,
+    directory: PathBuf,
+    target: &RecoveryTarget,
+) -> anyhow::Result<()> {
+    let cancel = CancellationToken::new();
+    let site = Site::open(config, site_config, Access::Read).await?;
+    let catalog = Catalog::load(&site.repository).await?;
+    if args.if_backup_exists && catalog.backups.is_empty() && catalog.damaged.is_empty() {
+        return said(context, "nothing to do", "the archive holds no backup");
+    }
+    let plan = restore::plan(&catalog, args.backup, target, args.target_timeline, SystemClock.now())?;
+    let tablespaces = tablespace_targets(&plan.backup, &args.tablespace, &directory)?;
+    let recovery = recovery(args, config, site_config, &plan)?;
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    if args.dry_run {
+        return show(context, &plan, &directory, &tablespaces, &recovery);
+    }
+    let progress = Progress::start(format!("restore of {}", plan.backup.name));
+    let work = Work {
+        record: &plan.backup,
+        directory: directory.clone(),
+        tablespaces,
+        parallelism: site.parallelism,
+    };
+    let restored =
+        interruptible(&cancel, restore::restore_files(&site.repository, &work, &progress, &cancel)).await;
+    progress.finish();
+    restored?;
+    recovery.write(&directory)?;
+    restore::finish(&directory)?;
+    let reach = reach_text(&plan);
+    if context.json() {
+        return render::json(&as_json(&plan, &directory, "restored"));
+    }
+    render::line(format_args!(
+        "restored backup {} into {}; PostgreSQL will recover {reach} when it is started there",
+        plan.backup.name,
+        directory.display()
+    ))
+}
+
+/// Where each tablespace outside the data directory goes, checked before anything is written.
+fn tablespace_targets(
+    record: &BackupRecord,
+    mappings: &[String],
+    directory: &Path,
+) -> anyhow::Result<Vec<TablespaceTarget>> {
+    let mut mappings: Vec<(&str, PathBuf)> = mappings
+        .iter()
+        .map(|mapping| {
+            let (old, new) =
+                mapping.split_once('=').ok_or_else(|| usage(format!("`{mapping}` is not OLD=NEW")))?;
+            anyhow::Ok((old.trim_end_matches('/'), std::path::absolute(new)?))
+        })
+        .collect::<Result<_, _>>()?;
+    let mut targets: Vec<TablespaceTarget> = Vec::new();
+    // An in-place tablespace has a relative location and lies inside the data directory.
+    for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
+        let oid = tablespace.oid.to_string();
+        let mapped = mappings
+            .iter()
+            .position(|(old, _)| *old == oid || *old == tablespace.location.trim_end_matches('/'));
+        let target = match mapped {
+            Some(at) => mappings.swap_remove(at).1,
+            None => PathBuf::from(&tablespace.location),
+        };
+        if target.starts_with(directory) || targets.iter().any(|other| target.starts_with(&other.directory)) {
+            return Err(usage(format!(
+                "tablespace {oid} cannot go to `{}`, which lies inside another target",
+                target.display()
+            )));
+        }
+        if restore::look_at(&target)? != Found::Empty && restore::look_at(directory)? != Found::Unfinished {
+            let failure = Failure::new(
+                Exit::TargetNotEmpty,
+                format!(
+                    "`{}`, where tablespace {oid} would go, is not empty; nothing was changed",
+                    target.display()
+                ),
+            );
+            let hint = format!("name another directory: --tablespace {}=NEW", tablespace.location);
+            return Err(failure.with_hint(hint).into());
+        }
+        targets.push(TablespaceTarget { oid: tablespace.oid, directory: target });
+    }
+    match mappings.first() {
+        Some((old, _)) => {
+            let known: Vec<_> = record
+                .tablespaces
+                .iter()
+                .map(|known| format!("{} ({})", known.location, known.oid))
+                .collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            Err(usage(format!("backup {} has no tablespace `{old}`; it has: {known}", record.name)))
+        }
+        None => Ok(targets),
+    }
+}
+
+fn usage(message: String) -> anyhow::Error {
+    Failure::new(Exit::Configuration, message).into()
+}
+
+fn recovery(
+    args: &RestoreArgs,
+    config: &Config,
+    site: &SiteConfig,
+    plan: &RestorePlan,
+) -> anyhow::Result<Recovery> {
+    let program = std::env::current_exe().context("cannot find out where this program lies")?;
+    let mut arguments = vec!["--site".to_owned(), site.name.clone()];
+    if let Some(source) = &config.source {
+        arguments.extend(["--config".to_owned(), source.display().to_string()]);
+    }
+    let url = format!("http://127.0.0.1:{}", config.http.port);
+    if config.http.port != 16000 {
+        arguments.extend(["--url".to_owned(), url]);
+    }
+    let mut settings =
+        restore::target_settings(&plan.target, plan.target_timeline, Some(args.target_action.into()));
+    if let Some(conninfo) = &args.primary_conninfo {
+        settings.push(restore::setting_line("primary_conninfo", conninfo));
+    }
+    let restore_command = restore::restore_command(&program, &arguments);
+    Ok(Recovery { standby: args.standby, restore_command, settings })
+}
+
+fn reach_text(plan: &RestorePlan) -> String {
+    let time = plan.reach.time.map(|time| format!(" (about {time})")).unwrap_or_default();
+    match plan.reach.lsn {
+        Some(lsn) => format!("to {lsn} on timeline {}{time}", plan.reach.timeline),
+        None => format!("to {} on timeline {}{time}", plan.target, plan.reach.timeline),
+    }
+}
+
+fn as_json(plan: &RestorePlan, directory: &Path, outcome: &str) -> serde_json::Value {
+    json!({
+        "outcome": outcome,
+        "backup": plan.backup.name.to_string(),
+        "target_directory": directory.display().to_string(),
+        "target": plan.target.to_string(),
+        "timeline": plan.timeline,
+        "reach": {
+            "timeline": plan.reach.timeline,
+            "lsn": plan.reach.lsn,
+            "time": plan.reach.time,
+        },
+        "wal_segments": plan.wal_segment_count,
+        "plaintext_bytes": plan.backup.plaintext_bytes,
+        "warnings": plan.warnings,
+    })
+}
+
+fn show(
+    context: &Context,
+    plan: &RestorePlan,
+    directory: &Path,
+    tablespaces: &[TablespaceTarget],
+    recovery: &Recovery,
+) -> anyhow::Result<()> {
+    if context.json() {
+        return render::json(&as_json(plan, directory, "planned"));
+    }
+    let backup = &plan.backup;
+    render::line(format_args!(
+        "backup {} of {} ({} in {} files) into {}",
+        backup.name,
+        backup.stop_time,
+        render::size(backup.plaintext_bytes),
+        backup.file_count,
+        directory.display()
+    ))?;
+    for target in tablespaces {
+        render::line(format_args!("tablespace {} into {}", target.oid, target.directory.display()))?;
+    }
+    render::line(format_args!(
+        "recovery {} reading {} WAL segments, all of them there",
+        reach_text(plan),
+        plan.wal_segment_count
+    ))?;
+    render::line(format_args!(
+        "settings appended to postgresql.auto.conf:{}",
+        recovery.lines("").replace('\n', "\n  ")
+    ))?;
+    render::line("nothing was changed (--dry-run)")
+}

@@ -1,0 +1,39 @@
+//! The async runtime of those commands that need one.
+
+use std::future::Future;
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::runtime::shutdown_signal;
+
+/// Runs `future` to its end. Two threads move bytes; compression, hashing and file work are done by at most
+/// `parallelism` blocking threads and some more for short file operations.
+pub fn block_on<F: Future>(parallelism: usize, future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(parallelism + 8)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    Ok(runtime.block_on(future))
+}
+
+/// Runs `work` to its end; a signal to stop cancels it first, and it then has the time it takes to tidy up.
+pub async fn interruptible<F: Future>(cancel: &CancellationToken, work: F) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    tokio::select! { biased;
+        output = &mut work => return output,
+        signal = shutdown_signal() => match signal {
+            Ok(signal) => tracing::info!(?signal, "stopping"),
+            Err(error) => {
+                // Without handlers a signal ends the process at once, which loses nothing either.
+                tracing::warn!(%error, "signals cannot be received");
+                return work.await;
+            }
+        },
+    }
+    cancel.cancel();
+    work.await
+}

@@ -1,0 +1,64 @@
+//! The configuration as it is in effect, for people and programs to look at. Pure.
+//!
+//! In the file's shape and words, with every default filled in and no secret.
+
+use serde_json::{Value, json};
+
+use super::model::{CheckpointMode, Config, NodeConfig, SiteConfig, WalIntake};
+use super::nodes::without_passwords;
+use super::storage::shown_storage;
+
+impl Config {
+    /// The effective configuration; secrets read `***`.
+    pub fn shown(&self) -> Value {
+        let sites: serde_json::Map<String, Value> =
+            self.sites.iter().map(|site| (site.name.clone(), shown_site(site))).collect();
+        let credentials = self.http.credentials.as_ref();
+        json!({
+            "backup_sites": sites,
+            "compression": { "algorithm": self.compression, "level": self.compression_level },
+            "http_address": self.http.address,
+            "http_port": self.http.port,
+            "webserver_username": credentials.map(|credentials| &credentials.username),
+            "webserver_password": credentials.map(|credentials| credentials.password.to_string()),
+            "log_level": self.log_level.unwrap_or_default().as_str(),
+            "memory_limit": self.memory_limit,
+            "parallelism": self.parallelism,
+        })
+    }
+}
+
+fn shown_site(site: &SiteConfig) -> Value {
+    json!({
+        "active": site.active,
+        "active_backup_mode": match site.wal_intake {
+            WalIntake::Stream => "pg_receivexlog",
+            WalIntake::Push => "archive_command",
+            WalIntake::BackupOnly => "standalone_hot_backup",
+        },
+        "nodes": site.nodes.iter().map(|node| shown_node(node, site)).collect::<Vec<_>>(),
+        "object_storage": shown_storage(&site.storage),
+        "prefix": site.prefix,
+        "pg_data_directory": site.data_directory,
+        "basebackup_interval_hours": site.schedule.interval.map(|interval| interval.as_secs_f64() / 3600.0),
+        "basebackup_hour": site.schedule.at.map(|(hour, _)| hour),
+        "basebackup_minute": site.schedule.at.map(|(_, minute)| minute),
+        "basebackup_count": site.retention.count,
+        "basebackup_count_min": site.retention.count_min,
+        "basebackup_age_days_max": site.retention.age_days_max,
+        "wal_flush_interval": site.wal_flush_interval.as_secs_f64(),
+        "shutdown_grace": site.shutdown_grace.as_secs_f64(),
+        "backup_rate_limit": site.backup_rate_limit,
+        "backup_checkpoint": match site.backup_checkpoint {
+            CheckpointMode::Spread => "spread",
+            CheckpointMode::Fast => "fast",
+        },
+    })
+}
+
+fn shown_node(node: &NodeConfig, site: &SiteConfig) -> Value {
+    json!({
+        "connection_string": without_passwords(node.conninfo.reveal()),
+        "slot": node.slot.as_ref().unwrap_or(&site.slot),
+    })
+}

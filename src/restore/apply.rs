@@ -1,0 +1,520 @@
+//! Writes a backup into an empty directory.
+//!
+//! The file list is read once, in order; runs of neighbouring frames are fetched, decoded and written on
+//! several threads. Every frame is checked against its digest and every file against the CRC-32C that the
+//! server computed. `global/pg_control` gets its name last: without it PostgreSQL does not start, so a
+//! restore that was cut short can never be taken for a whole one.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::error::Error;
+use crate::catalog::{BackupRecord, EntryKind, FileEntry, FileListReader};
+use crate::observe::Progress;
+use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Repository};
+
+/// Stored bytes fetched in one request at most: enough to make a request worth its round trip.
+const RUN_SIZE: u64 = 4 << 20;
+
+/// Stands in the target directory while a restore is under way. Whoever finds it knows that the directory
+/// was empty before and holds nothing but the beginning of a restore.
+const MARKER: &str = ".pgkeep-restore";
+
+const CONTROL_FILE: &[u8] = b"global/pg_control";
+
+/// Where one tablespace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablespaceTarget {
+    pub oid: u32,
+    pub directory: PathBuf,
+}
+
+/// What is to be written where.
+#[derive(Clone, Debug)]
+pub struct Work<'a> {
+    pub record: &'a BackupRecord,
+    /// Absolute.
+    pub directory: PathBuf,
+    /// Of tablespaces outside the data directory; the others lie inside it.
+    pub tablespaces: Vec<TablespaceTarget>,
+    /// Runs of frames under way at a time; each takes about 6 MiB.
+    pub parallelism: usize,
+}
+
+/// What a directory holds before a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or it does not exist.
+    Empty,
+    /// The beginning of a restore that was cut short; it may be removed.
+    Unfinished,
+    /// A data directory that PostgreSQL could start.
+    DataDirectory,
+    Other,
+}
+
+/// Looks at what `directory` holds. `lost+found` counts as nothing.
+pub fn look_at(directory: &Path) -> Result<Found, Error> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
+        Err(error) => return Err(Error::io("read", directory, error)),
+    };
+    let mut empty = true;
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("read", directory, error))?;
+        empty &= entry.file_name() == "lost+found";
+    }
+    if empty {
+        Ok(Found::Empty)
+    } else if directory.join(MARKER).exists() {
+        Ok(Found::Unfinished)
+    } else if directory.join("global/pg_control").exists() {
+        Ok(Found::DataDirectory)
+    } else {
+        Ok(Found::Other)
+    }
+}
+
+/// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
+/// [`super::recovery`], and [`finish`] then makes the directory startable.
+pub async fn restore_files(
+    repository: &Repository,
+    work: &Work<'_>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    prepare(work)?;
+    progress.phase("restoring");
+    progress.set_total(work.record.plaintext_bytes);
+    let mut list = FileListReader::open(repository, work.record.name, work.record.files).await?;
+    let mut writer = Writer::new(repository, work, progress);
+    loop {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let Some(entry) = list.next().await? else { break };
+        writer.entry(entry).await?;
+    }
+    writer.finish().await?;
+    progress.phase("writing to disk");
+    for directory in
+        [&work.directory].into_iter().chain(work.tablespaces.iter().map(|target| &target.directory))
+    {
+        sync_file_system(directory).await?;
+    }
+    link_tablespaces(work)
+}
+
+/// Gives `global/pg_control` its name and removes the marker: from here on PostgreSQL can start.
+pub fn finish(directory: &Path) -> Result<(), Error> {
+    let control = directory.join("global/pg_control");
+    let waiting = waiting_name(&control);
+    fs::rename(&waiting, &control).map_err(|error| Error::io("rename", &waiting, error))?;
+    sync_directory(&directory.join("global"))?;
+    let marker = directory.join(MARKER);
+    fs::remove_file(&marker).map_err(|error| Error::io("remove", &marker, error))?;
+    sync_directory(directory)
+}
+
+fn waiting_name(control: &Path) -> PathBuf {
+    let mut name = control.as_os_str().to_owned();
+    name.push(".pgkeep");
+    name.into()
+}
+
+/// Flushes a directory's entries to disk.
+pub fn sync_directory(directory: &Path) -> Result<(), Error> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| Error::io("flush", directory, error))
+}
+
+/// Flushes the whole file system: one call instead of one for each of what may be a million files.
+async fn sync_file_system(directory: &Path) -> Result<(), Error> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        let file = File::open(&directory).map_err(|error| Error::io("open", &directory, error))?;
+        rustix::fs::syncfs(&file).map_err(|error| Error::io("flush", &directory, error.into()))
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Bug("a thread that writes files panicked"))?
+}
+
+/// Refuses directories that are in use, and makes those that are needed.
+fn prepare(work: &Work<'_>) -> Result<(), Error> {
+    for directory in work.tablespaces.iter().map(|target| &target.directory) {
+        // The data directory's marker says that these too hold only the beginning of a restore.
+        let restarted = look_at(&work.directory)? == Found::Unfinished;
+        match look_at(directory)? {
+            Found::Empty => {}
+            _ if restarted => remove_contents(directory)?,
+            _ => return Err(Error::NotEmpty(directory.clone())),
+        }
+    }
+    match look_at(&work.directory)? {
+        Found::Empty => {}
+        Found::Unfinished => remove_contents(&work.directory)?,
+        Found::DataDirectory | Found::Other => return Err(Error::NotEmpty(work.directory.clone())),
+    }
+    for directory in
+        [&work.directory].into_iter().chain(work.tablespaces.iter().map(|target| &target.directory))
+    {
+        fs::create_dir_all(directory).map_err(|error| Error::io("create", directory, error))?;
+        // A volume's mount point belongs to whoever made the volume: what counts is that we can use it.
+        if let Err(error) = fs::set_permissions(directory, Permissions::from_mode(0o700)) {
+            tracing::warn!(directory = %directory.display(), %error, "the directory's mode stays as it is");
+        }
+    }
+    let marker = work.directory.join(MARKER);
+    fs::write(&marker, "a restore is under way or was cut short; what is here may be removed\n")
+        .map_err(|error| Error::io("write", &marker, error))?;
+    sync_directory(&work.directory)
+}
+
+fn remove_contents(directory: &Path) -> Result<(), Error> {
+    let entries = fs::read_dir(directory).map_err(|error| Error::io("read", directory, error))?;
+    let mut marker = None;
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("read", directory, error))?;
+        let path = entry.path();
+        if entry.file_name() == "lost+found" {
+            continue;
+        }
+        // The marker goes last, so that being cut short again is noticed again.
+        if entry.file_name() == MARKER {
+            marker = Some(path);
+            continue;
+        }
+        let kind = entry.file_type().map_err(|error| Error::io("look at", &path, error))?;
+        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|error| Error::io("remove", &path, error))?;
+    }
+    match marker {
+        Some(path) => fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error)),
+        None => Ok(()),
+    }
+}
+
+/// Links tablespaces at the very end, so that nothing was ever written through a link.
+fn link_tablespaces(work: &Work<'_>) -> Result<(), Error> {
+    let parent = work.directory.join("pg_tblspc");
+    for target in &work.tablespaces {
+        let link = parent.join(target.oid.to_string());
+        std::os::unix::fs::symlink(&target.directory, &link)
+            .map_err(|error| Error::io("create", &link, error))?;
+    }
+    sync_directory(&parent)
+}
+
+/// A file being written by several threads.
+struct Target {
+    path: PathBuf,
+    /// Where it lies before it gets its name.
+    size: u64,
+    mode: u32,
+    modified: i64,
+    crc32c: u32,
+    state: Mutex<TargetState>,
+}
+
+#[derive(Default)]
+struct TargetState {
+    file: Option<Arc<File>>,
+    written: u64,
+    /// Offset, length and CRC-32C of each stretch written.
+    stretches: Vec<(u64, usize, u32)>,
+}
+
+impl Target {
+    fn lock(&self) -> std::sync::MutexGuard<'_, TargetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Result<Arc<File>, Error> {
+        let mut state = self.lock();
+        if let Some(file) = &state.file {
+            return Ok(Arc::clone(file));
+        }
+        // Nothing may be there yet: a path that comes twice would mix two files.
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&self.path)
+            .map_err(|error| Error::io("create", &self.path, error))?;
+        let file = Arc::new(file);
+        state.file = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let file = self.open()?;
+        file.write_all_at(bytes, offset).map_err(|error| Error::io("write", &self.path, error))?;
+        let crc32c = crc32c::crc32c(bytes);
+        let mut state = self.lock();
+        state.stretches.push((offset, bytes.len(), crc32c));
+        state.written += bytes.len() as u64;
+        if state.written < self.size {
+            return Ok(());
+        }
+        let stretches = std::mem::take(&mut state.stretches);
+        state.file = None;
+        drop(state);
+        self.complete(&file, stretches)
+    }
+
+    fn complete(&self, file: &File, mut stretches: Vec<(u64, usize, u32)>) -> Result<(), Error> {
+        stretches.sort_unstable();
+        let whole = stretches
+            .iter()
+            .fold(0, |whole, (_, length, crc32c)| crc32c::crc32c_combine(whole, *crc32c, *length));
+        if whole != self.crc32c {
+            return Err(Error::Damaged(format!(
+                "`{}` does not have the checksum that the server gave it",
+                self.path.display()
+            )));
+        }
+        let modified =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(self.modified).unwrap_or(0));
+        file.set_permissions(Permissions::from_mode(self.mode))
+            .and_then(|()| file.set_modified(modified))
+            .map_err(|error| Error::io("set the mode of", &self.path, error))
+    }
+}
+
+/// Where a stretch of a decoded frame goes.
+struct Destination {
+    target: Arc<Target>,
+    offset: u64,
+    skip: u32,
+    take: u32,
+}
+
+/// Neighbouring frames of one pack, fetched in one request.
+#[derive(Default)]
+struct FrameRun {
+    frames: Vec<(FrameRef, Vec<Destination>)>,
+}
+
+impl FrameRun {
+    /// Whether `frame` follows directly and still fits.
+    fn takes(&self, frame: &FrameRef) -> bool {
+        let (Some((first, _)), Some((last, _))) = (self.frames.first(), self.frames.last()) else {
+            return true;
+        };
+        last.pack == frame.pack
+            && last.offset + u64::from(last.stored_length) == frame.offset
+            && frame.offset + u64::from(frame.stored_length) - first.offset <= RUN_SIZE
+    }
+}
+
+struct Writer<'a> {
+    repository: &'a Repository,
+    work: &'a Work<'a>,
+    progress: &'a Progress,
+    made: HashSet<PathBuf>,
+    run: FrameRun,
+    under_way: JoinSet<Result<FrameDecoder, Error>>,
+    decoders: Vec<FrameDecoder>,
+    empty: Vec<Arc<Target>>,
+    files: u64,
+    saw_control_file: bool,
+}
+
+impl<'a> Writer<'a> {
+    fn new(repository: &'a Repository, work: &'a Work<'a>, progress: &'a Progress) -> Self {
+        Self {
+            repository,
+            work,
+            progress,
+            made: HashSet::new(),
+            run: FrameRun::default(),
+            under_way: JoinSet::new(),
+            decoders: Vec::new(),
+            empty: Vec::new(),
+            files: 0,
+            saw_control_file: false,
+        }
+    }
+
+    /// Where the entry of this path belongs. The file list's reader has refused everything that is not a
+    /// plain relative path.
+    fn place(&self, path: &[u8]) -> PathBuf {
+        for target in &self.work.tablespaces {
+            let prefix = format!("pg_tblspc/{}/", target.oid);
+            if let Some(inside) = path.strip_prefix(prefix.as_bytes()) {
+                return target.directory.join(OsStr::from_bytes(inside));
+            }
+        }
+        let place = self.work.directory.join(OsStr::from_bytes(path));
+        if path == CONTROL_FILE { waiting_name(&place) } else { place }
+    }
+
+    fn is_tablespace_link(&self, path: &[u8]) -> bool {
+        self.work.tablespaces.iter().any(|target| path == format!("pg_tblspc/{}", target.oid).as_bytes())
+    }
+
+    fn make_directory(&mut self, directory: &Path, mode: u32) -> Result<(), Error> {
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(mode | 0o700)))
+            .map_err(|error| Error::io("create", directory, error))?;
+        self.made.insert(directory.to_owned());
+        Ok(())
+    }
+
+    async fn entry(&mut self, entry: FileEntry) -> Result<(), Error> {
+        let FileEntry { path, mode, kind } = entry;
+        let path = path.as_bytes();
+        let place = self.place(path);
+        match kind {
+            EntryKind::Directory if self.is_tablespace_link(path) => Ok(()),
+            EntryKind::Directory => self.make_directory(&place, mode),
+            EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
+            EntryKind::Symlink { .. } => Err(Error::Damaged(format!(
+                "the backup holds a link `{}`, which PostgreSQL does not make",
+                String::from_utf8_lossy(path)
+            ))),
+            EntryKind::File { size, mtime: modified, crc32c, extents } => {
+                if let Some(parent) = place.parent()
+                    && !self.made.contains(parent)
+                {
+                    self.make_directory(&parent.to_owned(), 0o700)?;
+                }
+                self.saw_control_file |= path == CONTROL_FILE;
+                self.files += 1;
+                let state = Mutex::default();
+                let target = Arc::new(Target { path: place, size, mode, modified, crc32c, state });
+                let mut offset = 0;
+                for extent in extents {
+                    let destination = Destination {
+                        target: Arc::clone(&target),
+                        offset,
+                        skip: extent.skip,
+                        take: extent.take,
+                    };
+                    offset += u64::from(extent.take);
+                    self.add(extent.frame, destination).await?;
+                }
+                if offset == 0 {
+                    self.empty.push(target);
+                    if self.empty.len() >= 256 {
+                        self.write_empty().await?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn add(&mut self, frame: FrameRef, destination: Destination) -> Result<(), Error> {
+        if let Some((last, destinations)) = self.run.frames.last_mut()
+            && *last == frame
+        {
+            destinations.push(destination);
+            return Ok(());
+        }
+        if !self.run.takes(&frame) {
+            self.start_run().await?;
+        }
+        self.run.frames.push((frame, vec![destination]));
+        Ok(())
+    }
+
+    async fn start_run(&mut self) -> Result<(), Error> {
+        let run = std::mem::take(&mut self.run);
+        if run.frames.is_empty() {
+            return Ok(());
+        }
+        while self.under_way.len() >= self.work.parallelism.max(1) {
+            self.run_done().await?;
+        }
+        let decoder = self.decoders.pop().unwrap_or_else(FrameDecoder::new);
+        self.under_way.spawn(write_run(self.repository.clone(), run, decoder, self.progress.clone()));
+        Ok(())
+    }
+
+    async fn run_done(&mut self) -> Result<(), Error> {
+        if let Some(done) = self.under_way.join_next().await {
+            let decoder = done.map_err(|_| Error::Bug("a task that restores frames panicked"))??;
+            self.decoders.push(decoder);
+        }
+        Ok(())
+    }
+
+    async fn write_empty(&mut self) -> Result<(), Error> {
+        let targets = std::mem::take(&mut self.empty);
+        blocking(move || targets.iter().try_for_each(|target| target.write(0, &[]))).await
+    }
+
+    async fn finish(mut self) -> Result<(), Error> {
+        self.start_run().await?;
+        while !self.under_way.is_empty() {
+            self.run_done().await?;
+        }
+        self.write_empty().await?;
+        // The manifest is in the list and not in the server's count.
+        if self.files != self.work.record.file_count + 1 || !self.saw_control_file {
+            return Err(Error::Damaged(format!(
+                "the file list of backup `{}` names {} files, its record {}",
+                self.work.record.name,
+                self.files,
+                self.work.record.file_count + 1
+            )));
+        }
+        Ok(())
+    }
+}
+
+async fn write_run(
+    repository: Repository,
+    run: FrameRun,
+    mut decoder: FrameDecoder,
+    progress: Progress,
+) -> Result<FrameDecoder, Error> {
+    let (Some((first, _)), Some((last, _))) = (run.frames.first(), run.frames.last()) else {
+        return Ok(decoder);
+    };
+    let start = first.offset;
+    let range = start..last.offset + u64::from(last.stored_length);
+    let part = BackupPart::Pack(first.pack.number);
+    let name = ObjectName::Backup { backup: first.pack.backup, part };
+    let stored: Bytes = repository.get_range(name.clone(), range).await?;
+    blocking(move || {
+        let mut raw = Vec::new();
+        for (frame, destinations) in &run.frames {
+            let at = usize::try_from(frame.offset - start).unwrap_or(usize::MAX);
+            let bytes = stored.get(at..at.saturating_add(frame.stored_length as usize));
+            let bytes = bytes
+                .ok_or_else(|| Error::Damaged(format!("`{name}` is shorter than the file list says")))?;
+            decoder
+                .decode(frame, bytes, &mut raw)
+                .map_err(|error| Error::Damaged(format!("`{name}`, frame at {}: {error}", frame.offset)))?;
+            for destination in destinations {
+                let (skip, take) = (destination.skip as usize, destination.take as usize);
+                let bytes = raw
+                    .get(skip..skip.saturating_add(take))
+                    .ok_or_else(|| Error::Damaged(format!("`{name}` holds less than the file list says")))?;
+                destination.target.write(destination.offset, bytes)?;
+                progress.add(bytes.len() as u64);
+            }
+        }
+        Ok(decoder)
+    })
+    .await
+}

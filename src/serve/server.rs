@@ -1,0 +1,568 @@
+//! Answers requests.
+//!
+//! Shell. Everything a client can hold on to is limited: connections, headers, time, decoders.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, SERVER, WWW_AUTHENTICATE,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::archive::{ArchiveError, archive};
+use super::fetch::{FetchError, Fetched, Unknown, fetch};
+use super::new_file::NewFile;
+use super::route::{ALLOWED, Refusal, Route, SiteChoice, route};
+use super::stall::Stalling;
+use super::target::{TargetError, open_wal_file, resolve};
+use crate::postgres::{Expected, WalFileName};
+use crate::repository::{Outcome, Repository};
+use crate::secret::Secret;
+
+/// For a whole request head to arrive, and for the next request on an open connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest pause within a body, in either direction.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request waits for a decoder or an upload before it is told to come again.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a cancel, for answers that are under way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// One connection's read buffer: a head must fit, and a body passes through it.
+const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
+const MOST_FIELDS: usize = 64;
+/// A refused body is still read up to here, so that the client reads the refusal and not a reset.
+const DRAINED_BODY_BYTES: u64 = 64 << 20;
+const FILE_CHUNK_BYTES: usize = 256 << 10;
+/// Chunks on the way to the thread that writes a file: two of at most 1 MiB, one being written and one ready.
+const FILE_QUEUE: usize = 2;
+
+/// One cluster whose WAL is served.
+pub struct Site {
+    pub name: String,
+    pub repository: Repository,
+    /// The server's data directory on this machine, if it is on this machine.
+    pub data_directory: Option<PathBuf>,
+    /// What is known of the cluster so far; files that contradict it are neither served nor stored.
+    pub expected: watch::Receiver<Expected>,
+}
+
+/// What may be going on at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub connections: usize,
+    /// Files being decoded, each with its decoder's window and two chunks: a few hundred KiB.
+    pub fetches: usize,
+    /// Files being stored, each with up to a whole encoded segment of 16 MiB, which must go in one put.
+    pub uploads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 64, fetches: 4, uploads: 1 }
+    }
+}
+
+/// What the server answers from.
+pub struct Deps {
+    pub sites: Vec<Site>,
+    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// `Err` tells why the agent is not ready.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// User and password that every request but a probe must give.
+    pub credentials: Option<(String, Secret)>,
+    pub limits: Limits,
+}
+
+struct Server {
+    deps: Deps,
+    /// Digest of the `Authorization` value expected; digests are compared in constant time.
+    authorization: Option<blake3::Hash>,
+    fetches: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+}
+
+type Body = UnsyncBoxBody<Bytes, Unknown>;
+
+/// Serves until `cancel`; answers that are under way are then finished for a few seconds.
+///
+/// # Errors
+/// When the listener itself fails for good.
+pub async fn run(listener: TcpListener, deps: Deps, cancel: CancellationToken) -> io::Result<()> {
+    let most = deps.limits.connections;
+    let server = Arc::new(Server::new(deps));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! { biased;
+            () = cancel.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            // Further clients wait in the listener's queue, which the system bounds.
+            accepted = listener.accept(), if connections.len() < most => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(serve_connection(stream, server.clone(), cancel.clone()));
+                }
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    // Out of file descriptors, say: at once it would only fail again.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    let drained = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!(connections = connections.len(), "connections cut off, their answers took too long");
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+/// Whether accepting may work again: everything but a listener that is none.
+fn is_passing(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotConnected)
+}
+
+async fn serve_connection(stream: TcpStream, server: Arc<Server>, cancel: CancellationToken) {
+    // Without it, a small answer may wait for the acknowledgement of its head.
+    let _ = stream.set_nodelay(true);
+    let io = TokioIo::new(Stalling::new(stream, STALL_TIMEOUT));
+    let service = service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MOST_FIELDS)
+        .max_buf_size(CONNECTION_BUFFER_BYTES)
+        .serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! { biased;
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        ended = connection.as_mut() => ended,
+    };
+    if let Err(error) = ended {
+        // The client's doing, or logged already with its reason.
+        tracing::debug!(%error, "connection ended early");
+    }
+}
+
+impl Server {
+    fn new(deps: Deps) -> Self {
+        let authorization = deps.credentials.as_ref().map(|(username, password)| {
+            let plain = format!("{username}:{}", password.reveal());
+            blake3::hash(base64::engine::general_purpose::STANDARD.encode(plain).as_bytes())
+        });
+        let fetches = Arc::new(Semaphore::new(deps.limits.fetches));
+        let uploads = Arc::new(Semaphore::new(deps.limits.uploads));
+        Self { deps, authorization, fetches, uploads }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let mut response = match self.dispatch(&parts.method, parts.uri.path(), &parts.headers, body).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                tracing::debug!(status = refusal.status.as_u16(), reason = refusal.reason, "request refused");
+                refused(&refusal)
+            }
+        };
+        let headers = response.headers_mut();
+        // Clients believe "does not exist" only from a server of this name.
+        headers.insert(SERVER, HeaderValue::from_static(concat!("pgkeep/", env!("CARGO_PKG_VERSION"))));
+        response
+    }
+
+    async fn dispatch(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refusal> {
+        let route = route(method, path, headers);
+        // Probes cannot log in, and learn nothing.
+        if !matches!(route, Ok(Route::Health | Route::Ready)) {
+            self.check_authorization(headers)?;
+        }
+        match route? {
+            Route::Fetch { site, file, target: None } => Ok(self.send(self.site(&site)?, file, true).await),
+            Route::Probe { site, file } => Ok(self.send(self.site(&site)?, file, false).await),
+            Route::Fetch { site, file, target: Some(target) } => {
+                self.place(self.site(&site)?, file, target).await
+            }
+            Route::Archive { site, file } => self.store(self.site(&site)?, file, headers, body).await,
+            Route::Status => {
+                let status = serde_json::to_string_pretty(&(self.deps.status)()).map_err(|error| {
+                    Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, reason: error.to_string() }
+                })?;
+                Ok(full(StatusCode::OK, "application/json", status + "\n"))
+            }
+            Route::Health => Ok(full(StatusCode::OK, "application/json", "{\"status\":\"ok\"}\n")),
+            Route::Ready => Ok(match (self.deps.ready)() {
+                Ok(()) => full(StatusCode::OK, "application/json", "{\"status\":\"ok\"}\n"),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
+            }),
+            Route::Home => Ok(text(StatusCode::OK, "pgkeep keeps PostgreSQL safe; see /status")),
+        }
+    }
+
+    fn check_authorization(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Some(expected) = self.authorization else { return Ok(()) };
+        let given = headers.get(AUTHORIZATION).and_then(|value| {
+            let (scheme, given) = value.as_bytes().split_at_checked(6)?;
+            scheme.eq_ignore_ascii_case(b"basic ").then(|| blake3::hash(given.trim_ascii()))
+        });
+        if given == Some(expected) {
+            return Ok(());
+        }
+        Err(Refusal { status: StatusCode::UNAUTHORIZED, reason: "Authentication required".to_owned() })
+    }
+
+    /// An unknown site is a client's mistake, never "does not exist".
+    fn site(&self, choice: &SiteChoice) -> Result<&Site, Refusal> {
+        let sites = &self.deps.sites;
+        match choice {
+            SiteChoice::Named(name) => sites
+                .iter()
+                .find(|site| site.name == *name)
+                .ok_or_else(|| Refusal::bad_request(format!("this agent has no site `{name}`"))),
+            SiteChoice::Only => match sites.as_slice() {
+                [site] => Ok(site),
+                _ => Err(Refusal::bad_request("this agent has several sites; name one in place of `-`")),
+            },
+        }
+    }
+
+    /// Looks for a file, with a decoder set aside for it.
+    async fn open(
+        &self,
+        site: &Site,
+        file: WalFileName,
+    ) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
+        let permit = permit(&self.fetches, "other files are being read").await?;
+        let expected = *site.expected.borrow();
+        match fetch(&site.repository, &expected, file).await {
+            Ok(fetched) => Ok((fetched, permit)),
+            Err(error @ FetchError::NotFound(_)) => {
+                tracing::debug!(site = site.name, %file, "WAL file asked for does not exist");
+                Err(text(StatusCode::NOT_FOUND, error.to_string()))
+            }
+            Err(FetchError::Unknown(error)) => {
+                log_unknown(&site.name, file, &error);
+                Err(text(StatusCode::SERVICE_UNAVAILABLE, with_hint(&error.to_string(), error.hint())))
+            }
+        }
+    }
+
+    async fn send(&self, site: &Site, file: WalFileName, with_body: bool) -> Response<Body> {
+        let (fetched, permit) = match self.open(site, file).await {
+            Ok(opened) => opened,
+            Err(answer) => return answer,
+        };
+        let length = fetched.length();
+        let body = if with_body {
+            let chunks = chunks(fetched, file, site.name.clone(), permit);
+            BodyExt::boxed_unsync(StreamBody::new(chunks))
+        } else {
+            empty()
+        };
+        let mut response = Response::new(body);
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        response
+    }
+
+    /// Writes a file where a client on this machine wants it.
+    async fn place(
+        &self,
+        site: &Site,
+        file: WalFileName,
+        target: PathBuf,
+    ) -> Result<Response<Body>, Refusal> {
+        let target =
+            resolve(site.data_directory.as_deref(), &target).map_err(|error| refused_target(&error))?;
+        let (mut fetched, _permit) = match self.open(site, file).await {
+            Ok(opened) => opened,
+            Err(answer) => return Ok(answer),
+        };
+        // Writing and syncing block, so a thread of its own does them. It commits only when told so; a
+        // dropped sender means that the fetch failed or the client is gone.
+        let (sender, mut receiver) = mpsc::channel::<Option<Bytes>>(FILE_QUEUE);
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut new_file = NewFile::create(&target)?;
+            while let Some(chunk) = receiver.blocking_recv() {
+                match chunk {
+                    Some(chunk) => new_file.write_all(&chunk)?,
+                    None => return new_file.commit(),
+                }
+            }
+            Ok(())
+        });
+        loop {
+            let chunk = match fetched.next().await {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    log_unknown(&site.name, file, &error);
+                    let reason = with_hint(&error.to_string(), error.hint());
+                    return Ok(text(StatusCode::SERVICE_UNAVAILABLE, reason));
+                }
+            };
+            let last = chunk.is_none();
+            // A writer that is gone has failed, and says why below.
+            if sender.send(chunk).await.is_err() || last {
+                break;
+            }
+        }
+        drop(sender);
+        match writer.await.map_err(io::Error::other).flatten() {
+            Ok(()) => Ok(empty_answer(StatusCode::CREATED)),
+            Err(error) => {
+                tracing::error!(site = site.name, %file, %error, "WAL file not written to its target");
+                let reason = format!("cannot write the target: {error}");
+                Ok(text(StatusCode::INTERNAL_SERVER_ERROR, reason))
+            }
+        }
+    }
+
+    async fn store(
+        &self,
+        site: &Site,
+        file: WalFileName,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Body>, Refusal> {
+        let announced = announced_length(headers)?;
+        let _permit = match permit(&self.uploads, "another file is being stored").await {
+            Ok(permit) => permit,
+            Err(answer) => return Ok(answer),
+        };
+        let expected = *site.expected.borrow();
+        let stored = if let Some(length) = announced {
+            let mut body = IncomingChunks { body, taken: 0 };
+            let stored = archive(&site.repository, &expected, file, length, Box::pin(body.stream())).await;
+            if stored.is_err() {
+                body.drain(length).await;
+            }
+            stored
+        } else {
+            let (opened, length) = open_wal_file(site.data_directory.as_deref(), file)
+                .map_err(|error| refused_target(&error))?;
+            archive(&site.repository, &expected, file, length, Box::pin(file_chunks(opened))).await
+        };
+        Ok(match stored {
+            Ok(stored) => {
+                tracing::info!(site = site.name, %file, length = stored.plaintext_length, "WAL file archived");
+                match stored.outcome {
+                    Outcome::Created => empty_answer(StatusCode::CREATED),
+                    Outcome::AlreadySame => text(StatusCode::OK, "already stored with the same content"),
+                }
+            }
+            Err(error) => not_stored(site, file, &error),
+        })
+    }
+}
+
+fn not_stored(site: &Site, file: WalFileName, error: &ArchiveError) -> Response<Body> {
+    let status = match error {
+        ArchiveError::Length { .. } | ArchiveError::Cut { .. } => StatusCode::BAD_REQUEST,
+        ArchiveError::Mismatch { .. } | ArchiveError::History { .. } => StatusCode::PRECONDITION_FAILED,
+        ArchiveError::Storage(_) if error.is_conflict() => StatusCode::CONFLICT,
+        ArchiveError::Storage(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let site = &site.name;
+    if error.is_conflict() {
+        tracing::error!(site, %file, %error, "WAL file REFUSED: other content is archived under its name");
+    } else {
+        tracing::warn!(site, %file, %error, "WAL file not archived");
+    }
+    text(status, with_hint(&error.to_string(), error.hint()))
+}
+
+/// `None`: no body, the file is to be read from the server's WAL directory.
+fn announced_length(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = match (lengths.next(), lengths.next()) {
+        (None, _) if headers.contains_key(hyper::header::TRANSFER_ENCODING) => {
+            let reason = "a body needs a `Content-Length`".to_owned();
+            return Err(Refusal { status: StatusCode::LENGTH_REQUIRED, reason });
+        }
+        (None, _) => return Ok(None),
+        (Some(length), None) => length.to_str().ok().and_then(|length| length.parse::<u64>().ok()),
+        (Some(_), Some(_)) => None,
+    };
+    match length {
+        // No WAL file is empty.
+        Some(0) => Ok(None),
+        Some(length) => Ok(Some(length)),
+        None => Err(Refusal::bad_request("malformed `Content-Length`")),
+    }
+}
+
+async fn permit(
+    semaphore: &Arc<Semaphore>,
+    busy: &'static str,
+) -> Result<OwnedSemaphorePermit, Response<Body>> {
+    match timeout(QUEUE_TIMEOUT, semaphore.clone().acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) | Err(_) => Err(text(StatusCode::SERVICE_UNAVAILABLE, busy)),
+    }
+}
+
+/// A file's bytes as body frames. An error breaks the connection off, so that the client cannot take what
+/// it has for the whole file.
+fn chunks(
+    fetched: Fetched,
+    file: WalFileName,
+    site: String,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Frame<Bytes>, Unknown>> + Send {
+    stream::unfold(Some((fetched, permit)), move |state| {
+        let site = site.clone();
+        async move {
+            let (mut fetched, permit) = state?;
+            match fetched.next().await {
+                Ok(chunk) => chunk.map(|chunk| (Ok(Frame::data(chunk)), Some((fetched, permit)))),
+                Err(error) => {
+                    log_unknown(&site, file, &error);
+                    Some((Err(error), None))
+                }
+            }
+        }
+    })
+}
+
+/// A request's body, chunk by chunk.
+struct IncomingChunks {
+    body: Incoming,
+    taken: u64,
+}
+
+impl IncomingChunks {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            let frame = match timeout(STALL_TIMEOUT, self.body.frame()).await {
+                Ok(frame) => frame?,
+                Err(_) => return Some(Err(io::ErrorKind::TimedOut.into())),
+            };
+            match frame.map(Frame::into_data) {
+                Ok(Ok(chunk)) => {
+                    self.taken += chunk.len() as u64;
+                    return Some(Ok(chunk));
+                }
+                // Trailers say nothing about a file.
+                Ok(Err(_)) => {}
+                Err(error) => return Some(Err(io::Error::other(error))),
+            }
+        }
+    }
+
+    fn stream(&mut self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        stream::unfold(self, async |body| body.next().await.map(|chunk| (chunk, body)))
+    }
+
+    /// Reads what is left of a refused body, within limits.
+    async fn drain(&mut self, length: u64) {
+        if length <= DRAINED_BODY_BYTES {
+            while self.taken < length && matches!(self.next().await, Some(Ok(_))) {}
+        }
+    }
+}
+
+/// A file's bytes, read off the async threads.
+fn file_chunks(file: File) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    stream::unfold(Some(file), |file| async {
+        let mut file = file?;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = Vec::with_capacity(FILE_CHUNK_BYTES);
+            let read = (&mut file).take(FILE_CHUNK_BYTES as u64).read_to_end(&mut chunk);
+            read.map(|_| (Bytes::from(chunk), file))
+        });
+        match read.await.map_err(io::Error::other).flatten() {
+            Ok((chunk, _)) if chunk.is_empty() => None,
+            Ok((chunk, file)) => Some((Ok(chunk), Some(file))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+fn log_unknown(site: &str, file: WalFileName, error: &Unknown) {
+    if error.is_damage() {
+        tracing::error!(site, %file, %error, "WAL file NOT SERVED: the archive is damaged");
+    } else {
+        tracing::warn!(site, %file, %error, "WAL file not served");
+    }
+}
+
+fn refused_target(error: &TargetError) -> Refusal {
+    let status = match error {
+        TargetError::NoDirectory { .. } => StatusCode::CONFLICT,
+        TargetError::NoSuchFile(_) => StatusCode::NOT_FOUND,
+        TargetError::Unreadable { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        TargetError::NoDataDirectory | TargetError::Outside(_) => StatusCode::BAD_REQUEST,
+    };
+    Refusal { status, reason: error.to_string() }
+}
+
+fn refused(refusal: &Refusal) -> Response<Body> {
+    let mut response = text(refusal.status, refusal.reason.clone());
+    match refusal.status {
+        StatusCode::UNAUTHORIZED => {
+            let value = HeaderValue::from_static("Basic realm=\"pgkeep\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, value);
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(ALLOWED));
+        }
+        _ => {}
+    }
+    response
+}
+
+fn with_hint(reason: &str, hint: Option<String>) -> String {
+    hint.map_or_else(|| reason.to_owned(), |hint| format!("{reason}\nhint: {hint}"))
+}
+
+fn text(status: StatusCode, reason: impl Into<String>) -> Response<Body> {
+    full(status, "text/plain; charset=utf-8", reason.into() + "\n")
+}
+
+fn empty_answer(status: StatusCode) -> Response<Body> {
+    full(status, "application/octet-stream", "")
+}
+
+fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
+    let content = content.into();
+    let length = content.len();
+    let body = Full::new(content).map_err(|never: Infallible| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    response
+}
+
+fn empty() -> Body {
+    Full::default().map_err(|never: Infallible| match never {}).boxed_unsync()
+}
