@@ -73,7 +73,7 @@ pub(super) const SNAPPY_STREAM_HEADER: [u8; 10] = *b"\xFF\x06\x00\x00sNaPpY";
 pub(super) enum Compressor {
     None,
     // Writing to a `Vec` cannot fail, which is what the expectations below rest on.
-    Snappy(snap::write::FrameEncoder<Vec<u8>>),
+    Snappy(Box<snap::write::FrameEncoder<Vec<u8>>>),
     Zstd(Box<zstd::stream::raw::Encoder<'static>>),
 }
 
@@ -84,7 +84,7 @@ impl Compressor {
     pub(super) fn new(compression: Compression, level: i32, length: Option<u64>) -> Self {
         match compression {
             Compression::None => Self::None,
-            Compression::Snappy => Self::Snappy(snap::write::FrameEncoder::new(Vec::new())),
+            Compression::Snappy => Self::Snappy(Box::new(snap::write::FrameEncoder::new(Vec::new()))),
             Compression::Zstd => {
                 let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
                     .expect("a clamped level is a valid parameter");

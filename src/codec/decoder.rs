@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_bomb_is_stopped_at_the_expected_length() {
-        let (stored, _) = encode(Compression::Zstd, std::iter::repeat_n(&[0_u8; 1 << 20][..], 64));
+        let (stored, _) = encode(Compression::Zstd, std::iter::repeat_n(&vec![0_u8; 1 << 20][..], 64));
         assert!(stored.len() < 64 << 10);
         let expected = Expected { length: Some(1000), digest: None };
         let result = decode(Compression::Zstd, expected, [&stored[..]], 4096);

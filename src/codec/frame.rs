@@ -49,6 +49,9 @@ enum Method {
 
 impl FrameEncoder {
     /// `level` is zstd's; 0 stands for its default, 3.
+    ///
+    /// # Panics
+    /// Without memory for a zstd context.
     pub fn new(compression: Compression, level: i32) -> Self {
         let method = match compression {
             Compression::None => Method::None,
@@ -104,6 +107,10 @@ impl FrameEncoder {
 }
 
 impl EncodedFrame {
+    /// What a reader has to know.
+    ///
+    /// # Panics
+    /// For a frame larger than any encoder makes.
     pub fn facts(&self) -> FrameFacts {
         FrameFacts {
             stored_length: u32::try_from(self.stored.len()).expect("no frame is stored larger than 1 MiB"),
@@ -126,6 +133,8 @@ impl Default for FrameDecoder {
 }
 
 impl FrameDecoder {
+    /// # Panics
+    /// Without memory for a zstd context.
     pub fn new() -> Self {
         let mut zstd = bulk::Decompressor::new().expect("memory for a zstd context");
         // No frame needs a window above its own length; 2^20 bytes is that length.

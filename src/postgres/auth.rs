@@ -86,19 +86,13 @@ impl Authenticator {
     pub fn step(&mut self, message: Authentication, out: &mut BytesMut) -> Result<Verdict, AuthError> {
         let must_bind = self.binding == ChannelBindingPolicy::Require;
         match (std::mem::replace(&mut self.state, State::Answered), message) {
-            (State::Start | State::Answered, Authentication::Ok) if must_bind => {
-                Err(AuthError::NoChannelBinding)
-            }
-            (State::ScramProven { bound: false }, Authentication::Ok) if must_bind => {
-                Err(AuthError::NoChannelBinding)
-            }
+            // Let in, or asked for a password, without a proof that is bound to this TLS session.
+            (
+                State::Start | State::Answered | State::ScramProven { bound: false },
+                Authentication::Ok | Authentication::CleartextPassword | Authentication::Md5Password { .. },
+            ) if must_bind => Err(AuthError::NoChannelBinding),
             (State::Start | State::Answered | State::ScramProven { .. }, Authentication::Ok) => {
                 Ok(Verdict::Accepted)
-            }
-            (State::Start, Authentication::CleartextPassword | Authentication::Md5Password { .. })
-                if must_bind =>
-            {
-                Err(AuthError::NoChannelBinding)
             }
             (State::Start, Authentication::CleartextPassword) => {
                 frontend::password(out, self.password()?.as_bytes());

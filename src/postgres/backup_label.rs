@@ -71,7 +71,8 @@ impl BackupLabel {
                 .parse()
                 .map_err(|_| Malformed("CHECKPOINT LOCATION"))?,
             source: match line("BACKUP FROM")? {
-                "primary" => BackupSource::Primary,
+                // "master" up to 13.
+                "primary" | "master" => BackupSource::Primary,
                 "standby" => BackupSource::Standby,
                 _ => return Err(Malformed("BACKUP FROM")),
             },

@@ -332,31 +332,35 @@ mod tests {
     use proptest::prelude::*;
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        bytes
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .map(|digit| char::from_digit(digit.into(), 16).unwrap())
+            .collect()
+    }
+
+    fn line(file: &ManifestFile) -> String {
+        let path = match std::str::from_utf8(&file.path) {
+            Ok(path) => format!("\"Path\": {}", serde_json::to_string(path).unwrap()),
+            Err(_) => format!("\"Encoded-Path\": \"{}\"", hex(&file.path)),
+        };
+        let checksum = file.checksum.as_ref().map(|Checksum { algorithm, bytes }| {
+            let name = format!("{algorithm:?}").to_uppercase();
+            format!(", \"Checksum-Algorithm\": \"{name}\", \"Checksum\": \"{}\"", hex(bytes))
+        });
+        let (size, checksum) = (file.size, checksum.unwrap_or_default());
+        format!("{{ {path}, \"Size\": {size}, \"Last-Modified\": \"2026-11-21 10:00:00 GMT\"{checksum} }}")
     }
 
     /// Writes a manifest as the server does.
     fn manifest(version: u64, files: &[ManifestFile]) -> String {
-        let mut text = format!("{{ \"PostgreSQL-Backup-Manifest-Version\": {version},\n");
-        if version > 1 {
-            text += "\"System-Identifier\": 7300000000000000001,\n";
-        }
-        text += "\"Files\": [";
-        for (index, file) in files.iter().enumerate() {
-            text += if index == 0 { "\n" } else { ",\n" };
-            match std::str::from_utf8(&file.path) {
-                Ok(path) => text += &format!("{{ \"Path\": {}, ", serde_json::to_string(path).unwrap()),
-                Err(_) => text += &format!("{{ \"Encoded-Path\": \"{}\", ", hex(&file.path)),
-            }
-            text += &format!("\"Size\": {}, \"Last-Modified\": \"2026-11-21 10:00:00 GMT\"", file.size);
-            if let Some(Checksum { algorithm, bytes }) = &file.checksum {
-                let name = format!("{algorithm:?}").to_uppercase();
-                text += &format!(", \"Checksum-Algorithm\": \"{name}\", \"Checksum\": \"{}\"", hex(bytes));
-            }
-            text += " }";
-        }
-        text += "\n],\n\"WAL-Ranges\": [\n\
-            { \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }\n],\n";
+        let system = if version > 1 { "\"System-Identifier\": 7300000000000000001,\n" } else { "" };
+        let files = files.iter().map(line).collect::<Vec<_>>().join(",\n");
+        let text = format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": {version},\n{system}\"Files\": [\n{files}\n],\n\
+             \"WAL-Ranges\": [\n\
+             {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
+        );
         let checksum = hex(&Sha256::digest(text.as_bytes()));
         text + &format!("\"Manifest-Checksum\": \"{checksum}\"}}\n")
     }
@@ -411,7 +415,8 @@ mod tests {
             for file in &files {
                 let same_path = |other: &&ManifestFile| other.path == file.path;
                 if files.iter().filter(same_path).count() == 1 {
-                    prop_assert_eq!(manifest.get(&file.path).as_ref(), Some(file));
+                    let found = manifest.get(&file.path);
+                    prop_assert_eq!(found.as_ref(), Some(file));
                 }
             }
         }

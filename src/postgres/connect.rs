@@ -160,10 +160,13 @@ async fn encrypt(
         // A name that cannot be in a certificate matters to `verify-full` only, which then fails.
         ServerName::try_from(host.name.clone()).unwrap_or_else(|_| ServerName::from(peer))
     };
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::InvalidData => failed(error.to_string()),
+            // The network's fault, not that of keys and certificates.
+            _ => broke(error),
+        }
+    })?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let end_point = certificate.and_then(|certificate| tls::server_end_point(certificate));
     Ok(Link { stream: Box::new(stream), local, is_encrypted: true, end_point })
@@ -181,39 +184,41 @@ impl Connection {
             hosts => hosts,
         };
         let wanted = info.target_session();
+        // `prefer-standby` takes anything on its second round.
+        let rounds = match wanted {
+            TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any][..],
+            ref wanted => std::slice::from_ref(wanted),
+        };
         let mut failure = None;
-        for host in &hosts {
-            match open_host(connector, info, host, mode).await {
-                Ok(mut connection) => match suits(&mut connection, wanted).await {
-                    Ok(true) => return Ok(connection),
-                    Ok(false) => failure = Some(Error::OtherSession { place: host.to_string() }),
-                    Err(error) => failure = Some(error),
-                },
+        for (round, host) in rounds.iter().flat_map(|round| hosts.iter().map(move |host| (round, host))) {
+            let connection = match open_host(connector, info, host, mode).await {
+                Ok(connection) => connection,
                 // The same name and password would be refused elsewhere too, and lock an account.
                 Err(error @ (Error::Password { .. } | Error::Auth { .. })) => return Err(error),
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            match suited(connection, *round, host).await {
+                Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }
         }
-        if wanted == TargetSession::PreferStandby {
-            for host in &hosts {
-                match open_host(connector, info, host, mode).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) => failure = Some(error),
-                }
-            }
-        }
-        Err(failure.expect("at least one host was tried"))
+        Err(failure.unwrap_or_else(|| Error::Protocol("no host to connect to".to_owned())))
     }
 }
 
-async fn suits(connection: &mut Connection, wanted: TargetSession) -> Result<bool, Error> {
-    Ok(match wanted {
+/// The connection, if the server is what is wanted.
+async fn suited(mut connection: Connection, wanted: TargetSession, host: &Host) -> Result<Connection, Error> {
+    let suits = match wanted {
         TargetSession::Any => true,
         TargetSession::Primary => !connection.is_standby().await?,
         TargetSession::Standby | TargetSession::PreferStandby => connection.is_standby().await?,
         TargetSession::ReadWrite => connection.show("transaction_read_only").await? == "off",
         TargetSession::ReadOnly => connection.show("transaction_read_only").await? == "on",
-    })
+    };
+    if suits { Ok(connection) } else { Err(Error::OtherSession { place: host.to_string() }) }
 }
 
 /// The first default directory that has the socket, else this machine over TCP.

@@ -256,28 +256,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match self.stream.write_buf(&mut self.outbox).await {
                 Ok(0) => return Err(Error::Closed),
                 Ok(_) => {}
-                Err(error) => return Err(self.last_words(error).await),
+                // A server that ends the session says why before it closes, and that, with all it sent
+                // before, is still to be read: the next read tells the caller.
+                Err(error) if is_hang_up(&error) => {
+                    self.outbox.clear();
+                    self.is_flushed = true;
+                }
+                Err(error) => return Err(Error::Io(error)),
             }
         }
         if !self.is_flushed {
             // TLS keeps records of its own.
-            self.stream.flush().await.map_err(Error::Io)?;
-            self.is_flushed = true;
-        }
-        Ok(())
-    }
-
-    /// A server that ends the session says why before it closes, and a write then fails first.
-    async fn last_words(&mut self, error: std::io::Error) -> Error {
-        loop {
-            match self.read_message(MAX_MESSAGE).await {
-                Ok(Message::Error(said)) => {
-                    return Error::Server { command: "continue".to_owned(), source: Box::new(said) };
-                }
-                Ok(_) => {}
-                Err(_) => return if is_hang_up(&error) { Error::Closed } else { Error::Io(error) },
+            match self.stream.flush().await {
+                Err(error) if !is_hang_up(&error) => return Err(Error::Io(error)),
+                _ => self.is_flushed = true,
             }
         }
+        Ok(())
     }
 }
 

@@ -231,25 +231,6 @@ impl ConnInfo {
             "password" => self.password = given().map(Secret::new),
             "passfile" => self.passfile = path(),
             "dbname" => self.database = given(),
-            "sslmode" => {
-                self.ssl_mode = choice(
-                    "sslmode",
-                    value,
-                    &SSL_MODES,
-                    "disable, allow, prefer, require, verify-ca or verify-full",
-                )?
-            }
-            "sslrootcert" => {
-                self.ssl_root_cert = match value {
-                    "" => None,
-                    "system" => Some(RootCert::System),
-                    file => Some(RootCert::File(file.into())),
-                }
-            }
-            "sslcert" => self.ssl_cert = path(),
-            "sslkey" => self.ssl_key = path(),
-            "sslpassword" => self.ssl_password = given().map(Secret::new),
-            "sslsni" => self.ssl_sni = choice("sslsni", value, &SWITCH, "0 or 1")?,
             "connect_timeout" => self.connect_timeout = number("connect_timeout", value)?,
             "application_name" => self.application_name = given(),
             "fallback_application_name" => {
@@ -258,11 +239,13 @@ impl ConnInfo {
                 }
             }
             "options" => self.options = given(),
-            "keepalives" => self.keepalives = choice("keepalives", value, &SWITCH, "0 or 1")?,
-            "keepalives_idle" => self.keepalives_idle = number("keepalives_idle", value)?,
-            "keepalives_interval" => self.keepalives_interval = number("keepalives_interval", value)?,
-            "keepalives_count" => self.keepalives_count = number("keepalives_count", value)?,
-            "tcp_user_timeout" => self.tcp_user_timeout = number("tcp_user_timeout", value)?,
+            "keepalives"
+            | "keepalives_idle"
+            | "keepalives_interval"
+            | "keepalives_count"
+            | "tcp_user_timeout" => self.set_tcp(keyword, value)?,
+            "sslmode" | "sslrootcert" | "sslcert" | "sslkey" | "sslpassword" | "sslsni"
+            | "sslnegotiation" | "channel_binding" => self.set_tls(keyword, value)?,
             "target_session_attrs" => {
                 self.target_session = choice(
                     "target_session_attrs",
@@ -271,10 +254,6 @@ impl ConnInfo {
                     "any, read-write, read-only, primary, standby or prefer-standby",
                 )?;
             }
-            "channel_binding" => {
-                self.channel_binding =
-                    choice("channel_binding", value, &CHANNEL_BINDINGS, "disable, prefer or require")?;
-            }
             "gssencmode" => {
                 choice(
                     "gssencmode",
@@ -282,9 +261,6 @@ impl ConnInfo {
                     &[("disable", ()), ("prefer", ())],
                     "disable or prefer: pgkeep speaks no GSSAPI",
                 )?;
-            }
-            "sslnegotiation" => {
-                choice("sslnegotiation", value, &[("postgres", ())], "postgres only")?;
             }
             // We set these ourselves, or they mean nothing to a replication connection.
             "replication" | "client_encoding" | "sslcompression" | "krbsrvname" | "gsslib"
@@ -303,6 +279,53 @@ impl ConnInfo {
                 if !value.is_empty() {
                     return Err(ConnInfoError::Unsupported(keyword.to_owned()));
                 }
+            }
+            other => return Err(ConnInfoError::UnknownKeyword(other.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn set_tcp(&mut self, keyword: &str, value: &str) -> Result<(), ConnInfoError> {
+        match keyword {
+            "keepalives" => self.keepalives = choice("keepalives", value, &SWITCH, "0 or 1")?,
+            "keepalives_idle" => self.keepalives_idle = number("keepalives_idle", value)?,
+            "keepalives_interval" => self.keepalives_interval = number("keepalives_interval", value)?,
+            "keepalives_count" => self.keepalives_count = number("keepalives_count", value)?,
+            "tcp_user_timeout" => self.tcp_user_timeout = number("tcp_user_timeout", value)?,
+            other => return Err(ConnInfoError::UnknownKeyword(other.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn set_tls(&mut self, keyword: &str, value: &str) -> Result<(), ConnInfoError> {
+        let given = || (!value.is_empty()).then(|| value.to_owned());
+        let path = || given().map(PathBuf::from);
+        match keyword {
+            "sslmode" => {
+                self.ssl_mode = choice(
+                    "sslmode",
+                    value,
+                    &SSL_MODES,
+                    "disable, allow, prefer, require, verify-ca or verify-full",
+                )?;
+            }
+            "sslrootcert" => {
+                self.ssl_root_cert = match value {
+                    "" => None,
+                    "system" => Some(RootCert::System),
+                    file => Some(RootCert::File(file.into())),
+                }
+            }
+            "sslcert" => self.ssl_cert = path(),
+            "sslkey" => self.ssl_key = path(),
+            "sslpassword" => self.ssl_password = given().map(Secret::new),
+            "sslsni" => self.ssl_sni = choice("sslsni", value, &SWITCH, "0 or 1")?,
+            "channel_binding" => {
+                self.channel_binding =
+                    choice("channel_binding", value, &CHANNEL_BINDINGS, "disable, prefer or require")?;
+            }
+            "sslnegotiation" => {
+                choice("sslnegotiation", value, &[("postgres", ())], "postgres only")?;
             }
             other => return Err(ConnInfoError::UnknownKeyword(other.to_owned())),
         }
@@ -695,7 +718,7 @@ pub fn password_for(passfile: &str, host: &Host, database: &str, user: &str) -> 
     passfile.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let mut rest = line.trim_end_matches('\r');
         for wanted in [name, &port, database, user] {
-            let (field, after) = passfile_field(rest)?;
+            let (field, after) = passfile_field(rest);
             // An escaped star is a star, not a wildcard, hence the look at the text itself.
             let is_wildcard = rest.starts_with("*:");
             if !is_wildcard && field != wanted {
@@ -704,22 +727,23 @@ pub fn password_for(passfile: &str, host: &Host, database: &str, user: &str) -> 
             rest = after?;
         }
         // The password ends at the next colon that is not escaped, as with libpq.
-        passfile_field(rest).map(|(password, _)| Secret::new(password)).filter(|p| !p.reveal().is_empty())
+        let (password, _) = passfile_field(rest);
+        (!password.is_empty()).then(|| Secret::new(password))
     })
 }
 
 /// One field of a password file's line, unescaped, and what follows its colon if there is one.
-fn passfile_field(text: &str) -> Option<(String, Option<&str>)> {
+fn passfile_field(text: &str) -> (String, Option<&str>) {
     let mut field = String::new();
     let mut chars = text.char_indices();
     while let Some((at, c)) = chars.next() {
         match c {
             '\\' => field.extend(chars.next().map(|(_, escaped)| escaped)),
-            ':' => return Some((field, Some(&text[at + 1..]))),
+            ':' => return (field, Some(&text[at + 1..])),
             c => field.push(c),
         }
     }
-    Some((field, None))
+    (field, None)
 }
 
 #[cfg(test)]
@@ -783,7 +807,7 @@ mod tests {
 
     #[test]
     fn empty_is_not_given() {
-        let info = parse("host='' user= password='' port=''");
+        let info = parse("host='' user='' password='' port= ");
         assert_eq!(info, ConnInfo::default());
     }
 
@@ -869,7 +893,7 @@ mod tests {
 
         #[test]
         fn any_value_survives_percent_encoding(value in "[^\0]{1,30}") {
-            let encoded: String = value.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let encoded = value.bytes().fold(String::new(), |text, byte| text + &format!("%{byte:02x}"));
             let info = parse(&format!("postgres://{encoded}:{encoded}@h/{encoded}?application_name={encoded}"));
             prop_assert_eq!(info.user().unwrap(), &value);
             prop_assert_eq!(info.password().unwrap().reveal(), &value);

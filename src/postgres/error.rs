@@ -38,7 +38,10 @@ pub enum Error {
     NoPgHba { place: String, user: String, line: String, source: Box<ServerError> },
     #[error("user `{user}` of PostgreSQL at `{place}` lacks the REPLICATION attribute")]
     NotReplicationRole { place: String, user: String, source: Box<ServerError> },
-    /// Any other refusal while we identified ourselves.
+    /// Any other refusal of the server before it let us in: starting up, shutting down, full.
+    #[error("PostgreSQL at `{place}` does not let user `{user}` in")]
+    Refused { place: String, user: String, source: Box<ServerError> },
+    /// No agreement on how to identify ourselves.
     #[error("authentication of user `{user}` at `{place}` failed")]
     Auth { place: String, user: String, source: AuthError },
     #[error("PostgreSQL {version} at `{place}` is too old; pgkeep needs {OLDEST_MAJOR} or later")]
@@ -91,7 +94,7 @@ impl Error {
             | Self::SlotInUse(..)
             | Self::Io(_)
             | Self::Closed => true,
-            Self::Server { source, .. } => is_transient_code(&source.code),
+            Self::Refused { source, .. } | Self::Server { source, .. } => is_transient_code(&source.code),
             _ => false,
         }
     }
@@ -102,6 +105,7 @@ impl Error {
             Self::Password { source, .. }
             | Self::NoPgHba { source, .. }
             | Self::NotReplicationRole { source, .. }
+            | Self::Refused { source, .. }
             | Self::WalRemoved(source)
             | Self::AheadOfServer(source)
             | Self::NotInHistory(source)
@@ -153,7 +157,7 @@ impl Error {
             Self::NotReplicationRole { user, .. } => {
                 Some(format!("ALTER ROLE {} REPLICATION", quote_identifier(user)))
             }
-            Self::Server { source, .. } if source.code == "53300" => {
+            Self::Refused { source, .. } if source.code == "53300" => {
                 Some("raise `max_wal_senders` or `max_connections` on the server".to_owned())
             }
             Self::Server { source, .. } if source.code == "53400" => {
@@ -194,7 +198,7 @@ impl Knock {
                 Error::NoPgHba { place, user, line: self.pg_hba_line(&source.message), source }
             }
             "42501" => Error::NotReplicationRole { place, user, source },
-            _ => Error::Server { command: format!("connect to {place}"), source },
+            _ => Error::Refused { place, user, source },
         }
     }
 

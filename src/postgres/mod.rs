@@ -35,7 +35,10 @@ pub use backup_manifest::{
 pub use backup_stream::{BackupEvent, BackupStep, BackupStream, BaseBackupStart, Tablespace};
 pub use connect::{ByteStream, Connector, Duplex, Encryption, Link, Network};
 pub use connection::{Connection, Mode};
-pub use conninfo::{ConnInfo, ConnInfoError, Host, RootCert, SslMode, TargetSession, password_for};
+pub use conninfo::{
+    ChannelBindingPolicy, ConnInfo, ConnInfoError, Host, Keepalive, RootCert, SslMode, TargetSession,
+    password_for,
+};
 pub use error::{Error, OLDEST_MAJOR};
 pub use lsn::{Lsn, ParseLsnError};
 pub use replication::{
@@ -49,4 +52,4 @@ pub use wal_page::{
     Expected, LONG_HEADER_BYTES, LongFields, LongHeader, PageHeader, Tail, WAL_PAGE_BYTES, WalPageError,
     check_pages, check_segment_start,
 };
-pub use wire::{Message, Row, ServerError};
+pub use wire::{Message, Row, ServerError, WireError};

@@ -291,9 +291,9 @@ pub(super) enum WalStep {
     Continue,
     Started(Started),
     Message(WalMessage),
-    /// Send CopyDone, then read on.
+    /// Send `CopyDone`, then read on.
     AnswerCopyDone,
-    /// Our own CopyDone was answered; the connection takes commands again.
+    /// Our own `CopyDone` was answered; the connection takes commands again.
     Stopped,
 }
 
@@ -305,7 +305,7 @@ pub(super) enum WalStep {
 pub(super) struct WalStream {
     slot: Option<SlotName>,
     phase: Phase,
-    /// We have sent CopyDone.
+    /// We have sent `CopyDone`.
     stopping: bool,
     next: Option<(TimelineId, Lsn)>,
     error: Option<ServerError>,
@@ -317,7 +317,7 @@ pub(super) struct WalStream {
 enum Phase {
     Starting,
     Streaming,
-    /// The server has sent its CopyDone.
+    /// The server has sent its `CopyDone`.
     Ending,
     Over,
 }
@@ -327,7 +327,7 @@ impl WalStream {
         Self { slot, phase: Phase::Starting, stopping: false, next: None, error: None, sent: None }
     }
 
-    /// Notes that CopyDone was sent of our own accord. `false`: there is no stream to end.
+    /// Notes that `CopyDone` was sent of our own accord. `false`: there is no stream to end.
     pub fn stop(&mut self) -> bool {
         let streaming = self.phase == Phase::Streaming && !self.stopping;
         self.stopping = true;
@@ -429,10 +429,11 @@ impl WalStream {
         let source = Box::new(error);
         match (source.code.as_str(), &self.slot) {
             ("58P01", _) => Error::WalRemoved(source),
-            ("XX000", _) if self.phase == Phase::Starting && source.is_from("StartReplication") => {
-                Error::NotInHistory(source)
-            }
-            ("XX000", _) if source.message.contains("not in this server's history") => {
+            ("XX000", _)
+                if source.message.contains("not in this server's history")
+                    || source.is_from("tliSwitchPoint")
+                    || (self.phase == Phase::Starting && source.is_from("StartReplication")) =>
+            {
                 Error::NotInHistory(source)
             }
             ("XX000", _)

@@ -219,14 +219,14 @@ impl ServerCertVerifier for EncryptionOnly {
 /// The channel binding `tls-server-end-point` (RFC 5929): the certificate's digest by the hash of its own
 /// signature, SHA-256 in place of MD5 and SHA-1. `None` for signatures that have no such hash.
 pub(super) fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    const RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01];
+    const ECDSA_SHA2: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03];
+    const ECDSA_SHA1: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x01];
     // Certificate ::= SEQUENCE { tbsCertificate SEQUENCE, signatureAlgorithm SEQUENCE { OID, … }, … }
     let (certificate_body, _) = der_value(certificate, 0x30)?;
     let (_, after_tbs) = der_value(certificate_body, 0x30)?;
     let (algorithm, _) = der_value(after_tbs, 0x30)?;
     let (oid, _) = der_value(algorithm, 0x06)?;
-    const RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01];
-    const ECDSA_SHA2: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x03];
-    const ECDSA_SHA1: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x04, 0x01];
     let (family, last) = oid.split_at_checked(oid.len().checked_sub(1)?)?;
     Some(match (family, last) {
         // MD5, SHA-1 and SHA-256 with RSA; ECDSA with SHA-1 and SHA-256.

@@ -199,15 +199,15 @@ pub enum Tail {
 /// Names the first page that does not fit.
 pub fn check_pages(bytes: &[u8], start: Lsn, tail: Tail) -> Result<(), WalPageError> {
     let page_bytes = WAL_PAGE_BYTES as u64;
-    let mut skip = usize::try_from((page_bytes - start.get() % page_bytes) % page_bytes)
-        .expect("less than a page fits usize");
+    let mut offset = (page_bytes - start.get() % page_bytes) % page_bytes;
     let mut magic = None;
     // A header cut off by the end of the range is left to the next range.
-    while let Some(page) = bytes.get(skip..).filter(|page| page.len() >= SHORT_HEADER_BYTES) {
-        let at = start.advance(skip as u64);
-        let page = &page[..page.len().min(WAL_PAGE_BYTES)];
-        let found = u16_at(page, 0).expect("a short header is there");
-        if found == 0 && tail == Tail::MayBeZero && is_zero(&bytes[skip..]) {
+    while let Some(rest) = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..))
+        && let Some((found, address)) = u16_at(rest, 0).zip(u64_at(rest, 8))
+        && rest.len() >= SHORT_HEADER_BYTES
+    {
+        let at = Lsn::new(start.get().wrapping_add(offset));
+        if found == 0 && tail == Tail::MayBeZero && is_zero(rest) {
             return Ok(());
         }
         let expected = *magic.get_or_insert(found);
@@ -217,11 +217,10 @@ pub fn check_pages(bytes: &[u8], start: Lsn, tail: Tail) -> Result<(), WalPageEr
         if !MAGIC.iter().any(|(magic, _)| *magic == found) {
             return Err(WalPageError::Magic(found));
         }
-        let found = Lsn::new(u64_at(page, 8).expect("a short header is there"));
-        if found != at {
-            return Err(WalPageError::Address { expected: at, found });
+        if Lsn::new(address) != at {
+            return Err(WalPageError::Address { expected: at, found: Lsn::new(address) });
         }
-        skip += WAL_PAGE_BYTES;
+        offset += page_bytes;
     }
     Ok(())
 }

@@ -195,7 +195,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Tells the server how far we are: `write` is received, `flush` is safe for good. What is below
     /// `flush` may be removed by the server. Both are positions of the next byte; zero says nothing.
     ///
-    /// May be dropped at any time: a status half sent goes out with the next call to anything.
+    /// May be dropped at any time: a status half sent goes out with the next call to anything. A server
+    /// that is gone shows in the next [`next_wal`](Self::next_wal), after what it said last.
     pub async fn send_status(&mut self, write: Lsn, flush: Lsn, reply_requested: bool) -> Result<(), Error> {
         match &self.activity {
             Activity::Wal(stream) if stream.is_streaming() => {}
@@ -280,5 +281,229 @@ fn of_slot(slot: &SlotName, error: Error) -> Error {
     match error {
         Error::Server { source, .. } => sort(slot.clone(), source),
         error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::auth::Authenticator;
+    use super::super::connection::Login;
+    use super::super::conninfo::ChannelBindingPolicy;
+    use super::super::error::Knock;
+    use super::super::wire::tests::encode;
+    use super::super::wire::{Authentication, Row};
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    fn knock() -> Knock {
+        Knock { place: "pipe".into(), user: "backup".into(), database: "replication".into(), local: None }
+    }
+
+    fn row(values: &[&str]) -> Message {
+        Message::DataRow(Row::new(
+            values.iter().map(|text| Some(Bytes::copy_from_slice(text.as_bytes()))).collect(),
+        ))
+    }
+
+    fn parameter(name: &str, value: &str) -> Message {
+        Message::ParameterStatus { name: name.into(), value: value.into() }
+    }
+
+    fn greeting(version: &str) -> Vec<Message> {
+        vec![
+            Message::Authentication(Authentication::Ok),
+            parameter("server_version", version),
+            Message::BackendKeyData,
+            Message::Ready,
+        ]
+    }
+
+    fn error(code: &str, severity: &str) -> Message {
+        Message::Error(ServerError { code: code.into(), severity: severity.into(), ..ServerError::default() })
+    }
+
+    /// A session whose server has written `messages` beforehand; gives the server's end too.
+    async fn session(messages: Vec<Message>) -> (Result<Connection<DuplexStream>, Error>, DuplexStream) {
+        let (ours, mut theirs) = duplex(1 << 20);
+        for message in messages {
+            theirs.write_all(&encode(&message)).await.unwrap();
+        }
+        let knock = knock();
+        let authenticator = Authenticator::new("backup", None, ChannelBindingPolicy::Prefer, false, None);
+        let login = Login {
+            knock: &knock,
+            mode: Mode::Physical,
+            application_name: "test",
+            options: None,
+            authenticator,
+        };
+        (Connection::start(ours, login).await, theirs)
+    }
+
+    fn wal(start: u64, bytes: &[u8]) -> Message {
+        let mut data = vec![b'w'];
+        data.extend(start.to_be_bytes());
+        data.extend(u64::MAX.to_be_bytes());
+        data.extend(0_i64.to_be_bytes());
+        data.extend(bytes);
+        Message::CopyData(data.into())
+    }
+
+    #[tokio::test]
+    async fn what_comes_unasked_is_kept_and_changes_nothing() {
+        let mut script = greeting("15.20 (Debian 15.20-1)");
+        script.extend([
+            Message::RowDescription(vec!["systemid".into()]),
+            parameter("in_hot_standby", "off"),
+            Message::Notice(ServerError { message: "hello".into(), ..ServerError::default() }),
+            Message::Notification,
+            row(&["7", "1", "0/10"]),
+            Message::CommandComplete("IDENTIFY_SYSTEM".into()),
+            Message::Ready,
+        ]);
+        let (connection, _server) = session(script).await;
+        let mut connection = connection.unwrap();
+        let position = connection.identify_system().await.unwrap();
+        assert_eq!((position.system_identifier, position.flush_lsn), (7, Lsn::new(16)));
+        assert!(!connection.is_standby().await.unwrap());
+        assert_eq!(connection.server_major(), 15);
+        assert_eq!(connection.take_notices()[0].message, "hello");
+        assert_eq!(connection.take_notices(), []);
+    }
+
+    #[tokio::test]
+    async fn a_refused_command_leaves_the_session_usable_and_a_fatal_one_does_not() {
+        let mut script = greeting("13.23");
+        script.extend([error("42704", "ERROR"), Message::Ready]);
+        script.extend([row(&["1"]), Message::CommandComplete("SHOW".into()), Message::Ready]);
+        script.push(error("57P01", "FATAL"));
+        let (connection, _server) = session(script).await;
+        let mut connection = connection.unwrap();
+        let slot: SlotName = "gone".parse().unwrap();
+        assert!(
+            matches!(connection.drop_slot(&slot).await, Err(Error::SlotMissing(name, _)) if name == slot)
+        );
+        assert_eq!(connection.show("x").await.unwrap(), "1");
+        assert!(connection.show("x").await.unwrap_err().is_transient());
+        assert!(matches!(connection.show("x").await, Err(Error::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn only_names_of_settings_are_shown() {
+        let (connection, _server) = session(greeting("18.6")).await;
+        let mut connection = connection.unwrap();
+        for name in ["", "a; b", "a'b"] {
+            assert!(matches!(connection.show(name).await, Err(Error::Protocol(_))), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_old_server_and_a_refusal_are_named() {
+        let (connection, _server) = session(greeting("12.22")).await;
+        assert!(matches!(connection, Err(Error::TooOld { version, .. }) if version == "12.22"));
+        let (connection, _server) = session(vec![error("57P03", "FATAL")]).await;
+        assert!(connection.unwrap_err().is_transient());
+    }
+
+    #[tokio::test]
+    async fn a_status_on_a_stream_that_has_just_ended_is_not_sent() {
+        let mut script = greeting("15.0");
+        script.extend([Message::CopyBoth, wal(0, b"x"), Message::CommandComplete("COPY 0".into())]);
+        let (connection, mut server) = session(script).await;
+        let mut connection = connection.unwrap();
+        let started = connection.start_replication(None, Lsn::ZERO, TimelineId::FIRST).await.unwrap();
+        assert_eq!(started, Started::Streaming);
+        connection.send_status(Lsn::new(1), Lsn::ZERO, false).await.unwrap();
+        assert!(matches!(connection.next_wal().await, Ok(WalMessage::XLogData { .. })));
+        assert_eq!(connection.next_wal().await.unwrap(), WalMessage::ServerStopped);
+        connection.send_status(Lsn::new(1), Lsn::ZERO, false).await.unwrap();
+        drop(connection);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).await.unwrap();
+        let statuses = sent.windows(6).filter(|window| *window == b"d\0\0\0\x26r").count();
+        assert_eq!(statuses, 1);
+    }
+
+    #[tokio::test]
+    async fn the_last_words_are_heard_although_nobody_listens_any_more() {
+        let mut script = greeting("15.0");
+        script.extend([Message::CopyBoth, wal(0, b"x"), Message::CommandComplete("COPY 0".into())]);
+        let (connection, server) = session(script).await;
+        let mut connection = connection.unwrap();
+        connection.start_replication(None, Lsn::ZERO, TimelineId::FIRST).await.unwrap();
+        drop(server);
+        connection.send_status(Lsn::new(1), Lsn::ZERO, false).await.unwrap();
+        assert!(matches!(connection.next_wal().await, Ok(WalMessage::XLogData { .. })));
+        assert_eq!(connection.next_wal().await.unwrap(), WalMessage::ServerStopped);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// The stream arrives in pieces of any size while the futures that read it are dropped at every
+        /// pause, as `select!` does.
+        #[test]
+        fn dropped_futures_lose_nothing(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..12),
+            pieces in prop::collection::vec(1_usize..120, 1..20),
+        ) {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let (connection, mut server) = session(greeting("17.0")).await;
+                let mut connection = connection.unwrap();
+                let mut script = encode(&Message::CopyBoth);
+                let mut at = 0;
+                for bytes in &messages {
+                    script.extend(encode(&wal(at, bytes)));
+                    at += bytes.len() as u64;
+                }
+                let end = [
+                    Message::CopyDone,
+                    row(&["2", "0/10"]),
+                    Message::CommandComplete("START_STREAMING".into()),
+                    Message::Ready,
+                ];
+                script.extend(end.iter().flat_map(encode));
+                let feed = async {
+                    let mut rest = script.as_slice();
+                    for piece in pieces.iter().cycle() {
+                        let (now, later) = rest.split_at((*piece).min(rest.len()));
+                        server.write_all(now).await.unwrap();
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        rest = later;
+                        if rest.is_empty() {
+                            break;
+                        }
+                    }
+                    server
+                };
+                let receive = async {
+                    connection.start_replication(None, Lsn::ZERO, TimelineId::FIRST).await.unwrap();
+                    let mut got = Vec::new();
+                    loop {
+                        let next =
+                            tokio::time::timeout(Duration::from_millis(3), connection.next_wal()).await;
+                        match next {
+                            Err(_) => connection.send_status(Lsn::ZERO, Lsn::ZERO, false).await.unwrap(),
+                            Ok(Ok(WalMessage::XLogData { start, bytes, .. })) => {
+                                assert_eq!(start.get(), got.len() as u64);
+                                got.extend_from_slice(&bytes);
+                            }
+                            Ok(Ok(WalMessage::TimelineEnded { next, switch })) => {
+                                assert_eq!((next.get(), switch), (2, Lsn::new(16)));
+                                return got;
+                            }
+                            Ok(other) => panic!("{other:?}"),
+                        }
+                    }
+                };
+                let (_server, got) = tokio::join!(feed, receive);
+                assert_eq!(got, messages.concat());
+            });
+        }
     }
 }

@@ -416,10 +416,6 @@ pub(super) mod tests {
     /// Writes what a server would send; also the script language of this room's other tests.
     pub fn encode(message: &Message) -> Vec<u8> {
         let mut body = BytesMut::new();
-        let string = |body: &mut BytesMut, text: &str| {
-            body.put_slice(text.as_bytes());
-            body.put_u8(0);
-        };
         let fields = |body: &mut BytesMut, error: &ServerError| {
             let mut field = |tag, value: &str| {
                 body.put_u8(tag);
@@ -438,30 +434,7 @@ pub(super) mod tests {
         };
         let tag = match message {
             Message::Authentication(step) => {
-                match step {
-                    Authentication::Ok => body.put_i32(0),
-                    Authentication::CleartextPassword => body.put_i32(3),
-                    Authentication::Md5Password { salt } => {
-                        body.put_i32(5);
-                        body.put_slice(salt);
-                    }
-                    Authentication::Sasl { mechanisms } => {
-                        body.put_i32(10);
-                        for mechanism in mechanisms {
-                            string(&mut body, mechanism);
-                        }
-                        body.put_u8(0);
-                    }
-                    Authentication::SaslContinue(data) => {
-                        body.put_i32(11);
-                        body.put_slice(data);
-                    }
-                    Authentication::SaslFinal(data) => {
-                        body.put_i32(12);
-                        body.put_slice(data);
-                    }
-                    Authentication::Unsupported(number) => body.put_i32(*number),
-                }
+                authentication_step(step, &mut body);
                 b'R'
             }
             Message::BackendKeyData => b'K',
@@ -523,6 +496,38 @@ pub(super) mod tests {
         out.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
         out.extend(body);
         out
+    }
+
+    fn string(body: &mut BytesMut, text: &str) {
+        body.put_slice(text.as_bytes());
+        body.put_u8(0);
+    }
+
+    fn authentication_step(step: &Authentication, body: &mut BytesMut) {
+        match step {
+            Authentication::Ok => body.put_i32(0),
+            Authentication::CleartextPassword => body.put_i32(3),
+            Authentication::Md5Password { salt } => {
+                body.put_i32(5);
+                body.put_slice(salt);
+            }
+            Authentication::Sasl { mechanisms } => {
+                body.put_i32(10);
+                for mechanism in mechanisms {
+                    string(body, mechanism);
+                }
+                body.put_u8(0);
+            }
+            Authentication::SaslContinue(data) => {
+                body.put_i32(11);
+                body.put_slice(data);
+            }
+            Authentication::SaslFinal(data) => {
+                body.put_i32(12);
+                body.put_slice(data);
+            }
+            Authentication::Unsupported(number) => body.put_i32(*number),
+        }
     }
 
     fn arbitrary_message() -> impl Strategy<Value = Message> {
@@ -630,7 +635,7 @@ pub(super) mod tests {
     fn encoders_write_what_the_manual_says() {
         let mut out = BytesMut::new();
         frontend::startup(&mut out, &[("user", "a\0b")]);
-        assert_eq!(&out[..], b"\0\0\0\x12\0\x03\0\0user\0ab\0\0");
+        assert_eq!(&out[..], b"\0\0\0\x11\0\x03\0\0user\0ab\0\0");
         out.clear();
         frontend::query(&mut out, "SHOW x");
         assert_eq!(&out[..], b"Q\0\0\0\x0bSHOW x\0");

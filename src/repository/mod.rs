@@ -19,6 +19,7 @@ mod metadata;
 mod name;
 mod pack;
 mod reader;
+#[expect(clippy::module_inception, reason = "the room and its main type are one word")]
 mod repository;
 mod upload;
 mod writer;

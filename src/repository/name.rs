@@ -139,6 +139,9 @@ const BACKUP_NAME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
 impl BackupName {
     /// Drops the fraction of the second. A time before 1970, which only a broken clock gives, becomes 1970.
+    ///
+    /// # Panics
+    /// Never: a time without its fraction is a time.
     pub fn from_timestamp(time: Timestamp) -> Self {
         Self(Timestamp::from_second(time.as_second().max(0)).expect("a time without its fraction is a time"))
     }
@@ -223,7 +226,7 @@ mod tests {
                 .prop_map(|(segment, offset)| ObjectName::Wal(WalFileName::BackupLabel(segment, offset))),
             (1_u32..)
                 .prop_map(|number| ObjectName::Wal(WalFileName::History(TimelineId::new(number).unwrap()))),
-            (segment(), 0..1 << 30_u32, 1..=1 << 30_u32).prop_map(|(segment, start, length)| {
+            (segment(), 0..1_u32 << 30, 1..=1_u32 << 30).prop_map(|(segment, start, length)| {
                 ObjectName::Piece { segment, start, end: start.saturating_add(length) }
             }),
             (backup(), part).prop_map(|(backup, part)| ObjectName::Backup { backup, part }),

@@ -4,7 +4,9 @@
 //! said by a [`FrameRef`] in a backup's file list, which a later backup may copy.
 
 use bytes::Bytes;
+use object_store::Attributes;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use super::error::Error;
 use super::name::{BackupName, BackupPart, ObjectName};
@@ -56,10 +58,16 @@ impl From<&FrameRef> for FrameFacts {
 #[derive(Debug)]
 pub struct PackWriter {
     upload: Upload,
-    hasher: Option<Hasher>,
-    /// Appended, not hashed yet.
+    hasher: Work,
+    /// Appended, not passed on yet.
     fresh: Vec<Bytes>,
     fresh_length: usize,
+}
+
+#[derive(Debug)]
+enum Work {
+    Idle(Box<Hasher>),
+    Busy(JoinHandle<Box<Hasher>>),
 }
 
 /// Bytes gathered for one turn of the hasher, so that it costs few hops to a blocking thread.
@@ -68,7 +76,7 @@ const HASH_BATCH: usize = 1 << 20;
 impl PackWriter {
     pub(super) fn new(repository: Repository, name: ObjectName) -> Self {
         let upload = Upload::new(repository, name);
-        Self { upload, hasher: Some(Hasher::new()), fresh: Vec::new(), fresh_length: 0 }
+        Self { upload, hasher: Work::Idle(Box::new(Hasher::new())), fresh: Vec::new(), fresh_length: 0 }
     }
 
     /// Bytes appended so far: the offset of the next frame.
@@ -76,38 +84,53 @@ impl PackWriter {
         self.upload.length() + self.fresh_length as u64
     }
 
-    /// Takes the next stored bytes; waits while too many parts are under way.
+    /// Takes the next stored bytes; waits while too many parts are under way. The bytes are taken even
+    /// when the call is dropped before it returns.
     pub async fn append(&mut self, stored: Bytes) -> Result<(), Error> {
         self.fresh_length += stored.len();
         self.fresh.push(stored);
         if self.fresh_length >= HASH_BATCH {
-            self.settle().await;
-            self.upload.flush(Default::default).await?;
+            let hasher = self.settle().await;
+            self.pass_on(hasher);
+            self.upload.flush(Attributes::default).await?;
         }
         Ok(())
     }
 
-    async fn settle(&mut self) {
-        let mut hasher = self.hasher.take().expect("a writer whose last call was not dropped half-way");
+    /// Waits for the hasher.
+    async fn settle(&mut self) -> Box<Hasher> {
+        if let Work::Busy(job) = &mut self.hasher {
+            self.hasher = Work::Idle(job.await.expect("hashing does not panic"));
+        }
+        match &self.hasher {
+            Work::Idle(hasher) => hasher.clone(),
+            Work::Busy(_) => unreachable!("it has just settled"),
+        }
+    }
+
+    /// Gives what is fresh to the upload, and to the hasher on its thread.
+    fn pass_on(&mut self, mut hasher: Box<Hasher>) {
         let fresh = std::mem::take(&mut self.fresh);
         self.fresh_length = 0;
         for bytes in &fresh {
             self.upload.accept(bytes.clone());
         }
-        let hashed = tokio::task::spawn_blocking(move || {
-            fresh.iter().for_each(|bytes| hasher.update(bytes));
+        self.hasher = Work::Busy(tokio::task::spawn_blocking(move || {
+            for bytes in &fresh {
+                hasher.update(bytes);
+            }
             hasher
-        });
-        self.hasher = Some(hashed.await.expect("hashing does not panic"));
+        }));
     }
 
     /// Stores the pack. `plaintext_length` and `digest` of the receipt are those of the stored bytes.
     pub async fn finish(mut self) -> Result<Stored, Error> {
-        self.settle().await;
-        let hasher = self.hasher.take().expect("it has just settled");
+        let hasher = self.settle().await;
+        self.pass_on(hasher);
+        let hasher = self.settle().await;
         let content = Content { length: hasher.length(), digest: hasher.digest(), encoded: false };
         let (name, stored_length) = (self.upload.name(), self.upload.length());
-        let outcome = self.upload.finish(Default::default(), content).await?;
+        let outcome = self.upload.finish(Attributes::default(), content).await?;
         Ok(Stored::new(name, content, stored_length, outcome))
     }
 

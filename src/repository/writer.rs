@@ -128,7 +128,9 @@ impl ObjectWriter {
                 self.batch_length = 0;
                 Work::Busy(tokio::task::spawn_blocking(move || {
                     let mut stored = Vec::with_capacity(room);
-                    batch.iter().for_each(|bytes| encoder.push(bytes, &mut stored));
+                    for bytes in &batch {
+                        encoder.push(bytes, &mut stored);
+                    }
                     // It may wait as part of an upload, which counts bytes and not capacities.
                     stored.shrink_to_fit();
                     (encoder, stored)
@@ -139,6 +141,9 @@ impl ObjectWriter {
     }
 
     /// Ends the object and stores it. A receipt means that the store has confirmed it.
+    ///
+    /// # Panics
+    /// When the encoder does, for want of memory.
     pub async fn finish(mut self) -> Result<Stored, Error> {
         self.settle().await;
         let Work::Idle(mut encoder) = std::mem::replace(&mut self.encoder, Work::Over) else {
@@ -147,7 +152,9 @@ impl ObjectWriter {
         let batch = std::mem::take(&mut self.batch);
         let last = tokio::task::spawn_blocking(move || {
             let mut stored = Vec::new();
-            batch.iter().for_each(|bytes| encoder.push(bytes, &mut stored));
+            for bytes in &batch {
+                encoder.push(bytes, &mut stored);
+            }
             let summary = encoder.finish(&mut stored);
             (summary, stored)
         });

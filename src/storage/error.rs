@@ -85,9 +85,18 @@ impl Error {
                 _ => {}
             }
         }
-        let root_missing = chain(error).any(|error| error.is::<RootMissing>());
+        if chain(error).any(<dyn StdError>::is::<RootMissing>) {
+            return Self::Missing { store, operation, detail };
+        }
+        // Of an error in a listing the library gives no more than its text.
+        match status(error) {
+            Some(404) => return Self::Missing { store, operation, detail },
+            Some(401 | 403) => return Self::Denied { store, operation, detail },
+            Some(408 | 429) => return Self::Unavailable { store, operation, detail },
+            Some(300..500) => return Self::Refused { store, operation, detail },
+            _ => {}
+        }
         match error {
-            _ if root_missing => Self::Missing { store, operation, detail },
             Store::NotFound { .. } => Self::Missing { store, operation, detail },
             Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => {
                 Self::Denied { store, operation, detail }
@@ -96,7 +105,6 @@ impl Error {
             | Store::NotImplemented { .. }
             | Store::InvalidPath { .. }
             | Store::UnknownConfigurationKey { .. } => Self::Refused { store, operation, detail },
-            Store::Generic { .. } if answered_with_4xx(error) => Self::Refused { store, operation, detail },
             _ => Self::Unavailable { store, operation, detail },
         }
     }
@@ -112,13 +120,14 @@ impl Error {
     }
 }
 
-/// object_store keeps its type for HTTP failures to itself, so its text is all there is to go by. Codes
-/// 408 and 429 never get here: it retries them until its time is up, and then they are worth another try.
-fn answered_with_4xx(error: &object_store::Error) -> bool {
+/// The HTTP status in the text of an error; the library keeps the type that has it to itself.
+fn status(error: &object_store::Error) -> Option<u16> {
     let text = error.to_string();
-    let status = text.split_once("non-2xx status code: ").map(|(_, rest)| rest);
-    status.is_some_and(|rest| rest.starts_with('4') && !rest.starts_with("408") && !rest.starts_with("429"))
-        || text.contains("redirect without LOCATION")
+    if text.contains("redirect without LOCATION") {
+        return Some(301);
+    }
+    let (_, rest) = text.split_once("non-2xx status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,17 +76,21 @@ impl FaultPlan {
 
     /// Appends to the script.
     pub fn push(&self, operation: Operation, fault: Fault) {
-        self.state.lock().expect("no panic under this lock").script.push_back((operation, fault));
+        self.state().script.push_back((operation, fault));
     }
 
     /// How often `operation` was asked for.
     pub fn count(&self, operation: Operation) -> u64 {
-        let state = self.state.lock().expect("no panic under this lock");
+        let state = self.state();
         state.counts.iter().find(|(kind, _)| *kind == operation).map_or(0, |(_, count)| *count)
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next(&self, operation: Operation) -> Fault {
-        let mut state = self.state.lock().expect("no panic under this lock");
+        let mut state = self.state();
         match state.counts.iter_mut().find(|(kind, _)| *kind == operation) {
             Some((_, count)) => *count += 1,
             None => state.counts.push((operation, 1)),

@@ -18,6 +18,7 @@ pub enum StorageConfig {
 }
 
 /// A bucket, and how to get at it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own, as the user writes them")]
 #[derive(Clone, Debug)]
 pub struct S3Config {
     pub bucket: String,
@@ -100,7 +101,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         // A 16 MiB object passes within two minutes on a line of 1.2 Mbit/s.
-        Self { retry_timeout: Duration::from_secs(45), request_timeout: Duration::from_secs(120) }
+        Self { retry_timeout: Duration::from_secs(45), request_timeout: Duration::from_mins(2) }
     }
 }
 

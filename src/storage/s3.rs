@@ -111,7 +111,7 @@ impl Bucket {
         let method = "PUT".parse().expect("a method");
         let url = self
             .store
-            .signed_url(method, &Path::default(), Duration::from_secs(60))
+            .signed_url(method, &Path::default(), Duration::from_mins(1))
             .await
             .map_err(|error| refused(error.to_string()))?;
         let body = if self.region == DEFAULT_REGION {

@@ -85,7 +85,9 @@ fn smallest_names(
             name.push('/');
         }
         let key = format!("{prefix}{name}");
-        let relevant = key.as_str() > after || is_directory && after.starts_with(&key);
+        // A directory may begin before `after` and reach beyond it, unless `after` is its very end.
+        let relevant =
+            key.as_str() > after || is_directory && after.starts_with(&key) && after != after_all_of(&key);
         if relevant {
             names.insert(name);
             if names.len() > limit {

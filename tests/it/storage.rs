@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{Attributes, ObjectStore, ObjectStoreExt, PutOptions};
 use pgkeep::codec::{Compression, Digest};
 use pgkeep::postgres::{SegmentName, WalFileName};
 use pgkeep::repository::{
@@ -74,8 +79,9 @@ async fn write_in_chunks(
     Ok(writer.finish().await?.outcome)
 }
 
-/// What every store must do. The store is empty before, and is left empty.
-pub async fn battery(store: Store) {
+/// What every store must do. The store is empty before, and is left empty. `raw` is the same place without
+/// anything of ours in front of it, for doing damage.
+pub async fn battery(store: Store, raw: Arc<dyn ObjectStore>) {
     assert_eq!(store.probe_conditional_put().await.unwrap(), ConditionalPut::Honoured);
     store.check_reachable().await.unwrap();
     round_trips(&store).await;
@@ -87,6 +93,8 @@ pub async fn battery(store: Store) {
     odd_prefixes_are_places_like_others(&store).await;
     failures_after_the_effect_are_seen_through(&store).await;
     broken_reads_are_not_damage(&store).await;
+    damage_is_seen(&store, &*raw).await;
+    objects_do_without_metadata(&store, &*raw).await;
 }
 
 async fn clear(repository: &Repository) {
@@ -191,6 +199,8 @@ async fn large_objects_go_in_parts(store: &Store) {
     writer.write(one.clone()).await.unwrap();
     writer.write(one.clone()).await.unwrap();
     drop(writer);
+    // Its parts are cancelled behind its back, and must not meet the faults below.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     plan.push(Operation::Part, Fault::None);
     plan.push(Operation::Part, Fault::Before);
     let failed = write_in_chunks(&repository, wal(4), &one).await;
@@ -353,9 +363,80 @@ async fn broken_reads_are_not_damage(store: &Store) {
     clear(&repository).await;
 }
 
+async fn damage_is_seen(store: &Store, raw: &dyn ObjectStore) {
+    for compression in [Compression::None, Compression::Snappy, Compression::Zstd] {
+        let repository = Repository::new(store.clone(), "main", settings(compression));
+        let contents = [like_wal(1, 200_000), like_wal(2, 200_000)];
+        let mut stored = Vec::new();
+        for (number, content) in (0..).zip(&contents) {
+            repository.put(wal(number), content.clone(), Facts::default()).await.unwrap();
+            let key = Path::from(format!("main/{}", wal(number)));
+            let result = raw.get(&key).await.unwrap();
+            let attributes = result.attributes.clone();
+            stored.push((key, attributes, result.bytes().await.unwrap()));
+        }
+        let (key, attributes, bytes) = &stored[0];
+        let replace = |bytes: Bytes| {
+            let options = PutOptions { attributes: attributes.clone(), ..PutOptions::default() };
+            raw.put_opts(key, bytes.into(), options)
+        };
+        let flipped = |at: usize| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] ^= 1;
+            Bytes::from(bytes)
+        };
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        let last = bytes.len() - 1;
+        for (damage, bytes) in [
+            ("emptied", Bytes::new()),
+            ("truncated", bytes.slice(..bytes.len() / 2)),
+            ("last byte lost", bytes.slice(..last)),
+            ("first bit flipped", flipped(0)),
+            ("bit flipped", flipped(bytes.len() / 2)),
+            ("last bit flipped", flipped(last)),
+            ("byte appended", longer.into()),
+            ("swapped", stored[1].2.clone()),
+        ] {
+            replace(bytes).await.unwrap();
+            match repository.get(wal(0), u64::MAX).await {
+                // Snappy may copy the same bytes from another place; then nothing was lost.
+                Ok(content) => assert!(content == contents[0] && damage.contains("flipped"), "{damage}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::Damaged { .. }), "{compression}, {damage}: {error}");
+                    // Nor is a damaged object taken for the same, or mended in passing.
+                    let error =
+                        repository.put(wal(0), contents[0].clone(), Facts::default()).await.unwrap_err();
+                    assert!(matches!(error, Error::Damaged { .. }), "{compression}, {damage}: {error}");
+                }
+            }
+        }
+        replace(bytes.clone()).await.unwrap();
+        assert!(repository.get(wal(0), u64::MAX).await.unwrap() == contents[0]);
+        clear(&repository).await;
+    }
+}
+
+async fn objects_do_without_metadata(store: &Store, raw: &dyn ObjectStore) {
+    for compression in [Compression::None, Compression::Snappy, Compression::Zstd] {
+        let repository = Repository::new(store.clone(), "main", settings(compression));
+        let content = like_wal(1, 700_000);
+        repository.put(wal(0), content.clone(), Facts::default()).await.unwrap();
+        let key = Path::from(format!("main/{}", wal(0)));
+        let bytes = raw.get(&key).await.unwrap().bytes().await.unwrap();
+        let options = PutOptions { attributes: Attributes::new(), ..PutOptions::default() };
+        raw.put_opts(&key, bytes.into(), options).await.unwrap();
+        let _ = raw.delete(&Path::from(format!("{key}.metadata"))).await;
+        assert_eq!(repository.head(wal(0)).await.unwrap().metadata.stored_as, StoredAs::Undeclared);
+        assert!(repository.get(wal(0), u64::MAX).await.unwrap() == content, "{compression}");
+        clear(&repository).await;
+    }
+}
+
 #[tokio::test]
 async fn memory_passes() {
-    battery(Store::in_memory()).await;
+    let memory = Arc::new(InMemory::new());
+    battery(Store::new(memory.clone(), "", "memory:"), memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -365,9 +446,216 @@ async fn a_local_directory_passes_and_is_left_empty() {
     let config = StorageConfig::Local { directory: directory.clone() };
     let missing = storage::open(&config, Access::Read).await.unwrap_err();
     assert!(matches!(missing, storage::Error::Missing { .. }), "{missing}");
-    battery(storage::open(&config, Access::Write).await.unwrap()).await;
+    let store = storage::open(&config, Access::Write).await.unwrap();
+    battery(store, Arc::new(LocalFileSystem::new_with_prefix(&directory).unwrap())).await;
     storage::open(&config, Access::Read).await.unwrap();
     let left: Vec<_> =
         std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [".pgkeep"]);
+}
+
+#[tokio::test]
+async fn a_directory_that_goes_away_is_unknown_and_not_empty() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("store");
+    let config = StorageConfig::Local { directory: directory.clone() };
+    let store = storage::open(&config, Access::Write).await.unwrap();
+    let repository = Repository::new(store, "main", settings(Compression::Zstd));
+    assert!(repository.read(wal(1)).await.unwrap_err().is_not_found());
+    // As when a file system is unmounted: the directory is there, and empty.
+    std::fs::rename(&directory, parent.path().join("elsewhere")).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    for round in 0..2 {
+        let unknown = |error: Error| error.is_transient() && error.hint().unwrap().contains("mounted");
+        assert!(unknown(repository.read(wal(1)).await.unwrap_err()));
+        assert!(unknown(repository.head(wal(1)).await.unwrap_err()));
+        assert!(unknown(repository.list(Folder::Segments, None).await.unwrap_err()));
+        assert!(unknown(repository.delete([wal(1)]).await.unwrap_err()));
+        assert!(unknown(repository.put(wal(1), Bytes::new(), Facts::default()).await.unwrap_err()));
+        let missing = storage::open(&config, Access::Read).await.unwrap_err();
+        assert!(matches!(missing, storage::Error::Missing { .. }), "{missing}");
+        if round == 0 {
+            std::fs::remove_dir(&directory).unwrap();
+        }
+    }
+}
+
+/// A store that takes every put, whatever its condition.
+#[tokio::test]
+async fn a_store_that_ignores_conditions_is_found_out_and_still_never_overwritten_by_one_writer() {
+    let memory = Arc::new(InMemory::new());
+    let store = Store::new(Arc::new(Careless(memory.clone())), "", "careless:");
+    assert_eq!(store.probe_conditional_put().await.unwrap(), ConditionalPut::Ignored);
+    assert_eq!(memory.list(None).count().await, 0, "the probe is gone");
+    let repository = Repository::new(store, "main", settings(Compression::Zstd));
+    let content = like_wal(1, 10_000);
+    assert_eq!(write_in_chunks(&repository, wal(1), &content).await.unwrap(), Outcome::Created);
+    assert_eq!(write_in_chunks(&repository, wal(1), &content).await.unwrap(), Outcome::AlreadySame);
+    let refused = write_in_chunks(&repository, wal(1), &like_wal(2, 10_000)).await;
+    assert!(matches!(refused, Err(Error::Conflict { .. })), "{refused:?}");
+    assert!(repository.get(wal(1), u64::MAX).await.unwrap() == content);
+}
+
+#[derive(Debug)]
+struct Careless(Arc<InMemory>);
+
+impl std::fmt::Display for Careless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Careless")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Careless {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: object_store::PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<object_store::PutResult> {
+        let options = PutOptions { mode: object_store::PutMode::Overwrite, ..options };
+        self.0.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.0.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: object_store::GetOptions,
+    ) -> object_store::Result<object_store::GetResult> {
+        self.0.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: futures_util::stream::BoxStream<'static, object_store::Result<Path>>,
+    ) -> futures_util::stream::BoxStream<'static, object_store::Result<Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    fn list(
+        &self,
+        prefix: Option<&Path>,
+    ) -> futures_util::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&Path>,
+    ) -> object_store::Result<object_store::ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: object_store::CopyOptions,
+    ) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+/// Fails fast, for errors that are expected.
+const IMPATIENT: Options =
+    Options { retry_timeout: Duration::from_secs(1), request_timeout: Duration::from_secs(5) };
+
+#[tokio::test]
+async fn an_endpoint_without_an_answer_is_a_passing_matter() {
+    // Port 9 of the loopback address: nobody listens.
+    let config = S3Config {
+        bucket: "bucket".to_owned(),
+        endpoint: Some("http://127.0.0.1:9".to_owned()),
+        access_key_id: Some("id".to_owned()),
+        secret_access_key: Some(Secret::new("secret-text".to_owned())),
+        allow_http: true,
+        ..S3Config::default()
+    };
+    let error =
+        storage::open_with(&StorageConfig::S3(config.clone()), Access::Write, IMPATIENT).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(error.hint().unwrap().contains("endpoint"));
+    assert!(!format!("{error} {error:?} {config:?}").contains("secret-text"));
+
+    let secure = S3Config { allow_http: false, ..config };
+    let error = storage::open_with(&StorageConfig::S3(secure), Access::Read, IMPATIENT).await.unwrap_err();
+    assert!(matches!(error, storage::Error::Misconfigured { .. }), "{error}");
+}
+
+/// The S3 server that the test harness has started, if it has.
+fn s3() -> Option<S3Config> {
+    let variable = |name: &str| std::env::var(format!("PGKEEP_TEST_S3_{name}")).ok();
+    Some(S3Config {
+        bucket: variable("BUCKET")?,
+        prefix: format!("battery-{:x}", rand::random::<u32>()),
+        endpoint: Some(variable("ENDPOINT")?),
+        access_key_id: Some(variable("ACCESS_KEY")?),
+        secret_access_key: Some(Secret::new(variable("SECRET_KEY")?)),
+        allow_http: true,
+        ..S3Config::default()
+    })
+}
+
+fn raw_s3(config: &S3Config) -> object_store::aws::AmazonS3 {
+    AmazonS3Builder::new()
+        .with_bucket_name(&config.bucket)
+        .with_endpoint(config.endpoint.as_deref().unwrap())
+        .with_access_key_id(config.access_key_id.as_deref().unwrap())
+        .with_secret_access_key(config.secret_access_key.as_ref().unwrap().reveal())
+        .with_allow_http(true)
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_passes() {
+    let Some(config) = s3() else { return };
+    let store = storage::open(&StorageConfig::S3(config.clone()), Access::Write).await.unwrap();
+    let raw = object_store::prefix::PrefixStore::new(raw_s3(&config), config.prefix.as_str());
+    battery(store, Arc::new(raw)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_missing_is_unknown_and_is_made_for_writing() {
+    let Some(config) = s3() else { return };
+    let bucket = format!("missing-{:x}", rand::random::<u64>());
+    let config = S3Config { bucket, ..config };
+    let error =
+        storage::open_with(&StorageConfig::S3(config.clone()), Access::Read, IMPATIENT).await.unwrap_err();
+    assert!(matches!(error, storage::Error::Missing { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("bucket"));
+    let store = Store::new(Arc::new(raw_s3(&config)), "", "s3://missing");
+    let repository = Repository::new(store, "main", settings(Compression::Zstd));
+    for error in [
+        repository.read(wal(1)).await.unwrap_err(),
+        repository.head(wal(1)).await.unwrap_err(),
+        repository.get_range(pack(1), 0..1).await.unwrap_err(),
+        repository.list(Folder::Segments, None).await.unwrap_err(),
+        repository.delete([wal(1)]).await.unwrap_err(),
+    ] {
+        assert!(error.is_transient(), "{error:?}");
+    }
+    let store = storage::open(&StorageConfig::S3(config), Access::Write).await.unwrap();
+    let repository = Repository::new(store, "main", settings(Compression::Zstd));
+    assert!(repository.read(wal(1)).await.unwrap_err().is_not_found());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_key_is_denied_with_the_bucket_and_the_operation() {
+    let Some(config) = s3() else { return };
+    let secret = Secret::new("wrong-secret".to_owned());
+    let config = S3Config { secret_access_key: Some(secret), ..config };
+    let error = storage::open_with(&StorageConfig::S3(config), Access::Write, IMPATIENT).await.unwrap_err();
+    assert!(matches!(error, storage::Error::Denied { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("list objects") && text.contains("s3://"), "{text}");
+    assert!(!text.contains("wrong-secret"), "{text}");
 }
