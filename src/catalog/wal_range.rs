@@ -95,12 +95,11 @@ const RANGES_IN_MESSAGE: usize = 8;
 
 /// `a`, `b` to `c` and 3 more.
 pub fn list_ranges(ranges: &[SegmentRange]) -> String {
-    let mut text =
-        ranges.iter().take(RANGES_IN_MESSAGE).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if ranges.len() > RANGES_IN_MESSAGE {
-        text.push_str(&format!(" and {} more ranges", ranges.len() - RANGES_IN_MESSAGE));
+    let named: Vec<String> = ranges.iter().take(RANGES_IN_MESSAGE).map(ToString::to_string).collect();
+    match ranges.len() - named.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more ranges", named.join(", ")),
     }
-    text
 }
 
 /// Contiguous bytes [`start`, `end`) of one timeline; `start` is the start of a segment.
@@ -304,8 +303,12 @@ mod tests {
 
     fn coverage(segments: &[u64], pieces: &[(u64, u32, u32)]) -> WalCoverage {
         let mut builder = WalCoverageBuilder::new(SIZE);
-        segments.iter().for_each(|&number| builder.segment(segment(number)));
-        pieces.iter().for_each(|&(number, start, end)| builder.piece(segment(number), Piece { start, end }));
+        for &number in segments {
+            builder.segment(segment(number));
+        }
+        for &(number, start, end) in pieces {
+            builder.piece(segment(number), Piece { start, end });
+        }
         builder.finish()
     }
 
