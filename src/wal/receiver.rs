@@ -18,7 +18,8 @@ use super::assembler::{Chunk, PAGE_SIZE, SegmentAssembler, Step};
 use super::budget::Budget;
 use super::error::Error;
 use super::ledger::StoredLedger;
-use super::tail::{Piece, Tail};
+use super::tail::Tail;
+use crate::catalog::Piece;
 use crate::postgres::{
     Connection, Expected, LONG_HEADER_BYTES, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName,
     WalMessage, check_segment_start,
@@ -171,7 +172,7 @@ pub async fn stream(
     cancel: &CancellationToken,
 ) -> Result<Ended, Error> {
     let first = run.size.segment_at(run.timeline, run.start);
-    let tail = Tail::resume(stored_pieces(repository, first).await?);
+    let tail = Tail::resume(&stored_pieces(repository, first).await?);
     let stored = run.start.advance(u64::from(tail.end()));
     let mut stream = Stream {
         repository,
