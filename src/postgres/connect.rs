@@ -190,7 +190,8 @@ impl Connection {
             ref wanted => std::slice::from_ref(wanted),
         };
         let mut failure = None;
-        for (round, host) in rounds.iter().flat_map(|round| hosts.iter().map(move |host| (round, host))) {
+        let tries: Vec<_> = rounds.iter().flat_map(|round| hosts.iter().map(move |host| (round, host))).collect();
+        for (round, host) in tries {
             let connection = match open_host(connector, info, host, mode).await {
                 Ok(connection) => connection,
                 // The same name and password would be refused elsewhere too, and lock an account.
