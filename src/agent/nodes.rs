@@ -3,7 +3,7 @@
 use tracing::debug;
 
 use crate::config::{NodeConfig, SiteConfig};
-use crate::postgres::{self, ConnInfo, Connection, Mode, Network, SlotName};
+use crate::postgres::{self, Connection, Mode, Network, SlotName};
 
 /// A connection to one of the nodes.
 pub struct Connected<'a> {
@@ -62,8 +62,7 @@ pub async fn connect(site: &SiteConfig) -> Result<Connected<'_>, NodesError> {
 }
 
 async fn connect_node(node: &NodeConfig) -> Result<Connected<'_>, NodesError> {
-    let conninfo: ConnInfo = node.conninfo.reveal().parse().map_err(postgres::Error::from)?;
-    let mut connection = Connection::open(&Network, &conninfo, Mode::Physical).await?;
+    let mut connection = Connection::open(&Network, &node.connection, Mode::Physical).await?;
     let standby = connection.is_standby().await?;
     Ok(Connected { connection, standby, node })
 }

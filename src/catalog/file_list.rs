@@ -167,11 +167,10 @@ impl FileEntry {
     /// Whether a restore could write this entry: link targets that can be made, extents that add up.
     pub fn validate(&self) -> Result<(), FileListError> {
         match &self.kind {
-            EntryKind::Directory => Ok(()),
             EntryKind::Symlink { target } if target.is_empty() || target.contains(&0) => {
                 Err(FileListError::Target { path: self.path.to_string() })
             }
-            EntryKind::Symlink { .. } => Ok(()),
+            EntryKind::Directory | EntryKind::Symlink { .. } => Ok(()),
             EntryKind::File { size, extents, .. } => check_extents(*size, extents)
                 .map_err(|reason| FileListError::Extents { path: self.path.to_string(), reason }),
         }
@@ -627,7 +626,9 @@ mod tests {
     fn encode(entries: &[FileEntry]) -> Vec<u8> {
         let mut lines = Vec::new();
         let mut encoder = FileListEncoder::new(backup(), &mut lines);
-        entries.iter().for_each(|entry| encoder.entry(entry, &mut lines).unwrap());
+        for entry in entries {
+            encoder.entry(entry, &mut lines).unwrap();
+        }
         encoder.finish(&mut lines);
         lines
     }
@@ -755,8 +756,8 @@ mod tests {
             skip: prop::sample::Index, take: prop::sample::Index, digest: [u8; 32], zstd: bool, whole: bool,
         ) -> Extent {
             let (skip, take) = if whole { (0, raw) } else {
-                let skip = skip.index(raw as usize) as u32;
-                (skip, take.index((raw - skip) as usize) as u32 + 1)
+                let skip = u32::try_from(skip.index(raw as usize)).unwrap();
+                (skip, u32::try_from(take.index((raw - skip) as usize)).unwrap() + 1)
             };
             let name = if own { "20261121T100000Z" } else { "20261101T000000Z" };
             Extent {

@@ -22,6 +22,8 @@ pub enum FileListObjectError {
     Content { backup: BackupName, source: FileListError },
     #[error("file list of backup `{backup}` is not the one its record names")]
     OtherList { backup: BackupName },
+    #[error("file list of backup `{backup}` was not read to its end")]
+    Broken { backup: BackupName },
 }
 
 impl FileListObjectError {
@@ -31,7 +33,7 @@ impl FileListObjectError {
             Self::Content { source: FileListError::NewerFormat(_), .. } => {
                 Some("upgrade pgkeep on this host".to_owned())
             }
-            Self::Content { .. } | Self::OtherList { .. } => None,
+            Self::Content { .. } | Self::OtherList { .. } | Self::Broken { .. } => None,
         }
     }
 }
@@ -91,7 +93,9 @@ pub struct FileListReader {
     backup: BackupName,
     expected: FileListRecord,
     hasher: Hasher,
+    /// None at the end and after an error.
     decoder: Option<FileListDecoder>,
+    verified: bool,
     object: ObjectReader,
 }
 
@@ -104,7 +108,7 @@ impl FileListReader {
     ) -> Result<Self, FileListObjectError> {
         let object = repository.read(list_object(backup)).await?;
         let decoder = Some(FileListDecoder::new(backup));
-        Ok(Self { backup, expected, hasher: Hasher::new(), decoder, object })
+        Ok(Self { backup, expected, hasher: Hasher::new(), decoder, verified: false, object })
     }
 
     /// The next entry. Each one is valid in itself; that the list is the right one and whole is certain only
@@ -112,22 +116,26 @@ impl FileListReader {
     pub async fn next(&mut self) -> Result<Option<FileEntry>, FileListObjectError> {
         let backup = self.backup;
         let refuse = |source| FileListObjectError::Content { backup, source };
-        loop {
-            let Some(decoder) = &mut self.decoder else { return Ok(None) };
+        while let Some(mut decoder) = self.decoder.take() {
             if let Some(entry) = decoder.next_entry().map_err(refuse)? {
+                self.decoder = Some(decoder);
                 return Ok(Some(entry));
             }
             if let Some(chunk) = self.object.next().await? {
                 self.hasher.update(&chunk);
                 decoder.push(&chunk);
-            } else {
-                let decoder = self.decoder.take().expect("it was there above");
-                decoder.finish().map_err(refuse)?;
-                let same = self.hasher.length() == self.expected.plaintext_length
-                    && self.hasher.digest() == self.expected.digest;
-                return if same { Ok(None) } else { Err(FileListObjectError::OtherList { backup }) };
+                self.decoder = Some(decoder);
+                continue;
+            }
+            decoder.finish().map_err(refuse)?;
+            self.verified = self.hasher.length() == self.expected.plaintext_length
+                && self.hasher.digest() == self.expected.digest;
+            if !self.verified {
+                return Err(FileListObjectError::OtherList { backup });
             }
         }
+        // After an error the end must not look like a verified one.
+        if self.verified { Ok(None) } else { Err(FileListObjectError::Broken { backup }) }
     }
 }
 
@@ -192,6 +200,19 @@ mod tests {
         let expected = write(&repository, 10).await;
         let other = FileListRecord { digest: Digest::of(b"other"), ..expected };
         assert!(matches!(read(&repository, other).await, Err(FileListObjectError::OtherList { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_error_never_turns_into_a_verified_end() {
+        let repository = repository();
+        let expected = write(&repository, 10).await;
+        let other = FileListRecord { plaintext_length: 1, ..expected };
+        let mut reader = FileListReader::open(&repository, backup(), other).await.unwrap();
+        for _ in 0..10 {
+            assert!(reader.next().await.unwrap().is_some());
+        }
+        assert!(reader.next().await.is_err());
+        assert!(matches!(reader.next().await, Err(FileListObjectError::Broken { .. })));
     }
 
     #[tokio::test]

@@ -208,7 +208,8 @@ pub struct PathStretch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wal_range::{Piece, WalCoverageBuilder};
+    use super::super::pieces::Piece;
+    use super::super::wal_range::WalCoverageBuilder;
     use super::*;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
@@ -231,16 +232,20 @@ mod tests {
 
     fn histories(files: &[(u32, &str)]) -> Histories {
         let mut histories = Histories::new();
-        files.iter().for_each(|(number, text)| histories.insert(tli(*number), history(*number, text)));
+        for (number, text) in files {
+            histories.insert(tli(*number), history(*number, text));
+        }
         histories
     }
 
     fn coverage(segments: &[(u32, u64)], pieces: &[(u32, u64, u32)]) -> WalCoverage {
         let mut builder = WalCoverageBuilder::new(SIZE);
-        segments.iter().for_each(|&(timeline, number)| builder.segment(segment(timeline, number)));
-        pieces.iter().for_each(|&(timeline, number, end)| {
+        for &(timeline, number) in segments {
+            builder.segment(segment(timeline, number));
+        }
+        for &(timeline, number, end) in pieces {
             builder.piece(segment(timeline, number), Piece { start: 0, end });
-        });
+        }
         builder.finish()
     }
 

@@ -10,9 +10,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 
 use super::backup::BackupRecord;
-use super::catalog::{Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals};
 use super::histories::Histories;
-use super::wal_range::{Piece, WalCoverageBuilder};
+use super::pieces::Piece;
+use super::snapshot::{Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals};
+use super::wal_range::WalCoverageBuilder;
 use crate::postgres::{
     Expected, LONG_HEADER_BYTES, SegmentName, TimelineHistory, TimelineId, WalFileName, check_segment_start,
 };
@@ -255,7 +256,7 @@ fn describe(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog::example::{SIZE, at, record, tli};
+    use super::super::snapshot::example::{SIZE, at, record, tli};
     use super::*;
     use crate::repository::{Facts, Settings};
     use crate::storage::{Fault, FaultPlan, Operation, Store};

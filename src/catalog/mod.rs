@@ -1,18 +1,16 @@
 //! What the repository holds, as values.
 
 mod backup;
-mod catalog;
 mod file_list;
 mod file_list_object;
 mod histories;
 mod load;
+mod pieces;
+mod snapshot;
 mod wal_range;
 
 pub use backup::{
     BackupFrom, BackupRecord, FileListRecord, PackUse, RECORD_FORMAT, RecordError, TablespaceRecord,
-};
-pub use catalog::{
-    BackupChoice, Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals, Window, WindowStart,
 };
 pub use file_list::{
     EntryKind, EntryPath, Extent, FILE_LIST_FORMAT, FileEntry, FileListDecoder, FileListEncoder,
@@ -20,10 +18,11 @@ pub use file_list::{
 };
 pub use file_list_object::{FileListObjectError, FileListReader, FileListWriter};
 pub use histories::{Histories, HistoryError, Leg, PathStretch, RecoveryPath};
-pub use wal_range::{
-    JoinedPieces, Missing, Piece, SegmentRange, Stretch, WalCoverage, WalCoverageBuilder, join_pieces,
-    list_ranges,
+pub use pieces::{Join, Piece, Step, join_pieces};
+pub use snapshot::{
+    BackupChoice, Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals, Window, WindowStart,
 };
+pub use wal_range::{Missing, SegmentRange, Stretch, WalCoverage, WalCoverageBuilder, list_ranges};
 
 #[cfg(test)]
-pub(crate) use catalog::example;
+pub(crate) use snapshot::example;

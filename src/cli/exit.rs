@@ -9,7 +9,7 @@ use crate::agent::{self, SiteError};
 use crate::catalog::FileListObjectError;
 use crate::config;
 use crate::observe::LogError;
-use crate::postgres::WalFileName;
+use crate::postgres::{self, WalFileName};
 use crate::serve::{ArchiveError, FetchError, Unknown};
 use crate::{basebackup, repository, restore, storage, wal};
 
@@ -94,6 +94,9 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     if let Some(error) = cause.downcast_ref::<config::Error>() {
         return meaning(Exit::Configuration, error.hint());
     }
+    if let Some(error) = cause.downcast_ref::<postgres::Error>() {
+        return meaning(Exit::Failure, error.hint());
+    }
     if let Some(error) = cause.downcast_ref::<FetchError>() {
         return meaning(Exit::Unknown, error.hint());
     }
@@ -107,13 +110,13 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
         return meaning(Exit::Configuration, None);
     }
     if let Some(error) = cause.downcast_ref::<storage::Error>() {
-        return meaning(Exit::StorageUnreachable, error.hint());
+        return meaning(exit_of_storage(error), error.hint());
     }
     if let Some(SiteError::Storage(error)) = cause.downcast_ref::<SiteError>() {
-        return meaning(Exit::StorageUnreachable, error.hint());
+        return meaning(exit_of_storage(error), error.hint());
     }
     if let Some(error) = cause.downcast_ref::<repository::Error>() {
-        return meaning(of_repository(error), error.hint());
+        return meaning(exit_of_repository(error), error.hint());
     }
     if let Some(error) = cause.downcast_ref::<restore::PlanError>() {
         return meaning(Exit::of_plan(error), error.hint());
@@ -121,9 +124,14 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
     if let Some(error) = cause.downcast_ref::<restore::Error>() {
         let exit = match error {
             restore::Error::NotEmpty(_) => Exit::TargetNotEmpty,
-            restore::Error::Damaged(_) => Exit::CorruptData,
+            // A pack or file list that is gone is damage to the backup that its record promises.
+            restore::Error::Damaged(_)
+            | restore::Error::Repository(repository::Error::NotFound(_))
+            | restore::Error::FileList(FileListObjectError::Repository(repository::Error::NotFound(_))) => {
+                Exit::CorruptData
+            }
             restore::Error::Repository(error)
-            | restore::Error::FileList(FileListObjectError::Repository(error)) => of_repository(error),
+            | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
             restore::Error::FileList(_) => Exit::CorruptData,
             _ => Exit::Failure,
         };
@@ -133,7 +141,7 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
         let exit = match error {
             agent::BackupError::Repository(error)
             | agent::BackupError::Backup(basebackup::Error::Repository(error))
-            | agent::BackupError::Wal(wal::Error::Repository(error)) => of_repository(error),
+            | agent::BackupError::Wal(wal::Error::Repository(error)) => exit_of_repository(error),
             _ => Exit::Failure,
         };
         return meaning(exit, error.hint());
@@ -149,14 +157,6 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
         };
     }
     None
-}
-
-fn of_repository(error: &repository::Error) -> Exit {
-    match error {
-        repository::Error::Transient { .. } | repository::Error::Permanent { .. } => Exit::StorageUnreachable,
-        repository::Error::NotFound(_) | repository::Error::Damaged { .. } => Exit::CorruptData,
-        _ => Exit::Failure,
-    }
 }
 
 /// Whether these arguments are those of a `restore_command`, rightly written or not. It must not exit with
@@ -180,6 +180,25 @@ pub fn of_wrong_usage(arguments: &[OsString]) -> Exit {
     }
 }
 
+fn exit_of_repository(error: &repository::Error) -> Exit {
+    use repository::Error;
+    match error {
+        Error::Damaged { .. } => Exit::CorruptData,
+        Error::Transient { cause, .. } | Error::Permanent { cause, .. } => exit_of_storage(cause),
+        // What a missing object means depends on which one it is; the command knows and says so.
+        Error::NotFound(_) | Error::Conflict { .. } | Error::TooLarge { .. } | Error::Unsupported { .. } => {
+            Exit::Failure
+        }
+    }
+}
+
+fn exit_of_storage(error: &storage::Error) -> Exit {
+    match error {
+        storage::Error::Misconfigured { .. } => Exit::Configuration,
+        _ => Exit::StorageUnreachable,
+    }
+}
+
 /// The exit status for an error.
 pub fn status_of(error: &anyhow::Error) -> Exit {
     meanings_of(error).next().map_or(Exit::Failure, |meaning| meaning.exit)
@@ -187,7 +206,10 @@ pub fn status_of(error: &anyhow::Error) -> Exit {
 
 /// The next steps an error offers.
 pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
-    meanings_of(error).filter_map(|meaning| meaning.hint).collect()
+    let mut hints: Vec<String> = meanings_of(error).filter_map(|meaning| meaning.hint).collect();
+    // An error may pass on the hint of its cause, which is in the chain, too.
+    hints.dedup();
+    hints
 }
 
 #[cfg(test)]

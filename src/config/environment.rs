@@ -44,6 +44,9 @@ const OF_SITE: &[(&str, &str)] = &[
 /// Keys whose value is a number: the text of their variable is made one where it can be.
 const NUMBERS: &[&str] = &["level", "parallelism", "basebackup_count", "basebackup_interval_hours"];
 
+/// Their name in messages.
+pub const LIBPQ_VARIABLES: &str = "PG* variables";
+
 /// libpq's variables and their keywords, from its documentation (section 32.15).
 const LIBPQ: &[(&str, &str)] = &[
     ("PGHOST", "host"),
@@ -112,6 +115,7 @@ fn assemble(storage: Map<String, Value>, env: Lookup) -> Document {
     let mut variables = BTreeMap::from([
         (site_place.clone(), SITE.to_owned()),
         (format!("{site_place}.object_storage"), STORAGE.to_owned()),
+        (format!("{site_place}.nodes"), LIBPQ_VARIABLES.to_owned()),
     ]);
 
     let mut site = Map::new();

@@ -191,7 +191,8 @@ impl<'a> Walk<'a> {
         } else if schema["additionalProperties"].is_object() {
             self.visit(member, &schema["additionalProperties"], "-", &at);
         } else if schema["additionalProperties"] == false {
-            let advice = nearest(key, &schema["properties"])
+            let properties = schema["properties"].as_object();
+            let advice = nearest(key, properties.into_iter().flat_map(Map::keys).map(String::as_str))
                 .map(|known| format!("did you mean `{known}`?"))
                 .or_else(|| self.other_place(key));
             self.warnings.push(Warning::UnknownKey { place: at, advice });
@@ -227,8 +228,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The known key most like `key`, if any is like it at all.
-fn nearest<'a>(key: &str, properties: &'a Value) -> Option<&'a str> {
-    let known = properties.as_object()?.keys();
+pub fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, nearest) = known.map(|known| (edit_distance(key, known), known)).min()?;
     (distance <= key.len().div_ceil(4)).then_some(nearest)
 }

@@ -221,7 +221,7 @@ mod tests {
         let message =
             problem(&site(r#""basebackup_hour": 24, "slot": "Main-Slot", "basebackup_interval_hours": 0"#));
         assert_eq!(message.lines().count(), 3, "{message}");
-        assert!(message.contains(r#"found "Main-Slot""#), "{message}");
+        assert!(message.contains("`Main-Slot` is not a replication slot name"), "{message}");
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use super::environment::LIBPQ_VARIABLES;
 use super::error::{Error, Problem, Warning};
 use super::indirect::member_place;
-use super::nodes::{conninfo, default_slot, is_slot_name};
+use super::nodes::{conninfo, default_slot, parsed};
 use super::raw::{Algorithm, RawBackupMode, RawCheckpoint, RawConfig, RawNode, RawSite};
 use super::storage::storage_config;
 use crate::codec::Compression;
 use crate::observe::LogLevel;
+use crate::postgres::{ConnInfo, SlotName};
 use crate::runtime::Lookup;
 use crate::secret::Secret;
 use crate::storage::StorageConfig;
@@ -99,8 +101,10 @@ pub enum WalIntake {
 /// A server.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// libpq connection string or URI.
+    /// libpq connection string or URI, as configured.
     pub conninfo: Secret,
+    /// The same, with what it leaves out filled in from libpq's environment variables.
+    pub connection: ConnInfo,
     /// Replication slot, where it differs from the site's.
     pub slot: Option<String>,
 }
@@ -322,8 +326,8 @@ impl<'a> SiteReader<'a> {
             Some(RawBackupMode::ArchiveCommand) => WalIntake::Push,
             Some(RawBackupMode::StandaloneHotBackup | RawBackupMode::Basic) => WalIntake::BackupOnly,
         };
-        let nodes = self.nodes(site);
-        if active && nodes.is_empty() {
+        let nodes = self.nodes(site, host);
+        if active && site.nodes.as_ref().is_none_or(Vec::is_empty) {
             self.doubtful("nodes", "an active site without nodes cannot be streamed or backed up");
         }
         let storage = self.storage(site, host);
@@ -332,17 +336,22 @@ impl<'a> SiteReader<'a> {
             self.problem("wal_flush_interval", "expected at least 50ms");
         }
         let slot = site.slot.clone().unwrap_or_else(|| default_slot(self.name));
-        self.check_slot("slot", &slot);
+        let slot = self.slot("slot", &slot);
+        let prefix = self.prefix(raw, site);
+        let schedule = self.schedule(site);
+        let retention = self.retention(site);
+        // Only now, so that the problems of every key above are found.
+        let (storage, slot) = storage.zip(slot)?;
         Some(SiteConfig {
-            prefix: self.prefix(raw, site),
+            prefix,
             active,
             wal_intake,
             nodes,
             slot,
-            storage: storage?,
+            storage,
             data_directory: site.pg_data_directory.as_ref().map(|path| host.current_directory.join(path)),
-            schedule: self.schedule(site),
-            retention: self.retention(site),
+            schedule,
+            retention,
             wal_flush_interval,
             shutdown_grace: site.shutdown_grace.map_or(Duration::from_secs(10), |span| span.0),
             backup_rate_limit: site.backup_rate_limit.map(|limit| limit.0).filter(|limit| *limit > 0),
@@ -386,19 +395,17 @@ impl<'a> SiteReader<'a> {
         }
     }
 
-    fn check_slot(&mut self, key: &str, slot: &str) {
-        if !is_slot_name(slot) {
-            self.problem(
-                key,
-                format!(
-                    "expected a slot name of lower-case letters, digits and `_`, at most 63, found \"{slot}\""
-                ),
-            );
-        }
+    fn slot(&mut self, key: &str, name: &str) -> Option<String> {
+        let slot = name.parse::<SlotName>().map_err(|error| self.problem(key, format!("{error}")));
+        slot.ok().map(|slot| slot.to_string())
     }
 
-    fn nodes(&mut self, site: &RawSite) -> Vec<NodeConfig> {
+    fn nodes(&mut self, site: &RawSite, host: Host) -> Vec<NodeConfig> {
         let mut nodes = Vec::new();
+        let defaults = ConnInfo::from_env(host.env).unwrap_or_else(|error| {
+            self.findings.problem(LIBPQ_VARIABLES, error.to_string());
+            ConnInfo::default()
+        });
         for (index, node) in site.nodes.iter().flatten().enumerate() {
             let (text, slot) = match node {
                 RawNode::Text { conninfo, slot } => (conninfo.clone(), slot.clone()),
@@ -408,10 +415,13 @@ impl<'a> SiteReader<'a> {
                     (Secret::new(conninfo(pairs)), slot.clone())
                 }
             };
-            if let Some(slot) = &slot {
-                self.check_slot(&format!("nodes[{index}].slot"), slot);
+            let slot = slot.and_then(|slot| self.slot(&format!("nodes[{index}].slot"), &slot));
+            match parsed(text.reveal()) {
+                Ok(given) => {
+                    nodes.push(NodeConfig { conninfo: text, connection: given.or(defaults.clone()), slot });
+                }
+                Err(why) => self.problem(&format!("nodes[{index}]"), why),
             }
-            nodes.push(NodeConfig { conninfo: text, slot });
         }
         nodes
     }

@@ -2,6 +2,9 @@
 //!
 //! What a connection string *means* is the business of `postgres`; here it is only written correctly.
 
+use super::keys::nearest;
+use crate::postgres::{ConnInfo, ConnInfoError};
+
 /// Every keyword libpq 18 knows, from its documentation (section 32.1.2).
 pub const KEYWORDS: &[&str] = &[
     "application_name",
@@ -159,10 +162,19 @@ pub fn default_slot(site: &str) -> String {
     "pgkeep_".chars().chain(site.chars().map(legal)).take(SLOT_NAME_MAX).collect()
 }
 
-/// Whether PostgreSQL takes this as a slot's name (`ReplicationSlotValidateName`).
-pub fn is_slot_name(name: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    (1..=SLOT_NAME_MAX).contains(&name.len()) && name.bytes().all(legal)
+/// The parsed string, or what is wrong with it without repeating any of it that could be a password: where
+/// quotes are missing, a piece of one may look like a keyword.
+pub fn parsed(conninfo: &str) -> Result<ConnInfo, String> {
+    conninfo.parse().map_err(|error| match error {
+        ConnInfoError::NoEquals(_) => {
+            "a keyword without `=` in the connection string; values with spaces need quotes".to_owned()
+        }
+        ConnInfoError::UnknownKeyword(keyword) => match nearest(&keyword, KEYWORDS.iter().copied()) {
+            Some(known) => format!("unknown connection parameter; did you mean `{known}`?"),
+            None => "unknown connection parameter".to_owned(),
+        },
+        other => other.to_string(),
+    })
 }
 
 /// `NAMEDATALEN` - 1.
@@ -173,6 +185,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::postgres::SlotName;
 
     #[test]
     fn keywords_are_quoted_for_libpq() {
@@ -207,6 +220,18 @@ mod tests {
         assert_eq!(default_slot(&"x".repeat(100)).len(), 63);
     }
 
+    #[test]
+    fn what_is_wrong_with_a_connection_string_is_said_without_repeating_it() {
+        for (conninfo, expected) in [
+            ("password=my hunter2", "quotes"),
+            ("password=my hunter2=x", "unknown connection parameter"),
+            ("host=db pasword=hunter2", "did you mean `password`?"),
+        ] {
+            let why = parsed(conninfo).unwrap_err();
+            assert!(why.contains(expected) && !why.contains("hunter2"), "{why}");
+        }
+    }
+
     proptest! {
         #[test]
         fn written_keywords_read_back(values in proptest::collection::vec(".{0,20}", 0..5)) {
@@ -225,7 +250,7 @@ mod tests {
 
         #[test]
         fn every_default_slot_is_legal(site in ".{0,80}") {
-            prop_assert!(is_slot_name(&default_slot(&site)));
+            prop_assert!(default_slot(&site).parse::<SlotName>().is_ok());
         }
     }
 }

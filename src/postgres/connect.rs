@@ -190,8 +190,9 @@ impl Connection {
             ref wanted => std::slice::from_ref(wanted),
         };
         let mut failure = None;
-        let tries: Vec<_> = rounds.iter().flat_map(|round| hosts.iter().map(move |host| (round, host))).collect();
-        for (round, host) in tries {
+        let attempts: Vec<(TargetSession, &Host)> =
+            rounds.iter().flat_map(|round| hosts.iter().map(|host| (*round, host))).collect();
+        for (round, host) in attempts {
             let connection = match open_host(connector, info, host, mode).await {
                 Ok(connection) => connection,
                 // The same name and password would be refused elsewhere too, and lock an account.
@@ -201,7 +202,7 @@ impl Connection {
                     continue;
                 }
             };
-            match suited(connection, *round, host).await {
+            match suited(connection, round, host).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = Some(error),
             }

@@ -138,12 +138,11 @@ pub fn plan(
 ) -> Result<RestorePlan, PlanError> {
     let Chosen { backup, history, mut warnings } = choose(catalog, wanted, target, timeline)?;
     let nothing;
-    let coverage = match &catalog.coverage {
-        Some(coverage) => coverage,
-        None => {
-            nothing = WalCoverageBuilder::new(backup.segment_size).finish();
-            &nothing
-        }
+    let coverage = if let Some(coverage) = &catalog.coverage {
+        coverage
+    } else {
+        nothing = WalCoverageBuilder::new(backup.segment_size).finish();
+        &nothing
     };
     let way = Way { catalog, coverage, backup, path: RecoveryPath::new(&history), target };
     way.require(backup.stop_lsn)?;
@@ -197,9 +196,9 @@ fn choose<'a>(
     // Clean ones first, the newest first among them.
     candidates.sort_by_key(|record| (record.is_suspect(), std::cmp::Reverse(record.stop_time)));
 
-    let mut warnings = Vec::new();
     let mut refusal: Option<PlanError> = None;
     for backup in candidates {
+        let mut warnings = Vec::new();
         let history = history_for(catalog, backup, timeline, &mut warnings)?;
         let error = if !history.contains(backup.stop_timeline, backup.stop_lsn) {
             PlanError::OtherBranch {

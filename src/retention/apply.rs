@@ -7,8 +7,8 @@
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 
-use super::policy::{PackRule, RetentionPlan, Verdict, may_sweep};
-use crate::catalog::Catalog;
+use super::policy::{PackRule, RetentionPlan, Verdict, interrupted};
+use crate::catalog::{Catalog, UnfinishedBackup};
 use crate::postgres::{SegmentName, WalFileName};
 use crate::repository::{BackupName, BackupPart, Error, Folder, ObjectName, PackId, Repository};
 
@@ -50,11 +50,12 @@ pub async fn apply(
     }
     for backup in given_up {
         // A record that came before its `started` was gone is a backup that was finished after all.
-        if remaining.unfinished.iter().any(|unfinished| unfinished.name == backup) {
-            let before = pruning.report.object_count;
-            pruning.delete_parts(backup, &rule).await?;
-            pruning.report.unfinished_count += u64::from(pruning.report.object_count > before);
+        let before = pruning.report.object_count;
+        pruning.report.object_count += u64::from(backup.started);
+        if remaining.unfinished.iter().any(|unfinished| unfinished.name == backup.name) {
+            pruning.delete_parts(backup.name, &rule).await?;
         }
+        pruning.report.unfinished_count += u64::from(pruning.report.object_count > before);
     }
     pruning.delete_wal(plan).await?;
     Ok(pruning.report)
@@ -68,7 +69,7 @@ async fn give_up_interrupted(
     repository: &Repository,
     plan: &RetentionPlan,
     now: Timestamp,
-) -> Result<Vec<BackupName>, Error> {
+) -> Result<Vec<UnfinishedBackup>, Error> {
     let planned: Vec<BackupName> = plan
         .unfinished
         .iter()
@@ -76,13 +77,13 @@ async fn give_up_interrupted(
         .map(|sweep| sweep.backup)
         .collect();
     if planned.is_empty() {
-        return Ok(planned);
+        return Ok(Vec::new());
     }
     // It may have stored something since the plan was made.
-    let fresh = Catalog::load_backups(repository).await?;
-    let given_up: Vec<BackupName> =
-        planned.into_iter().filter(|backup| may_sweep(&fresh, *backup, now)).collect();
-    let started = |backup: &BackupName| ObjectName::Backup { backup: *backup, part: BackupPart::Started };
+    let mut given_up = interrupted(Catalog::load_backups(repository).await?, now);
+    given_up.retain(|backup| planned.contains(&backup.name));
+    let started =
+        |backup: &UnfinishedBackup| ObjectName::Backup { backup: backup.name, part: BackupPart::Started };
     repository.delete(given_up.iter().map(started)).await?;
     Ok(given_up)
 }

@@ -207,7 +207,7 @@ fn decide_backups(records: &[BackupRecord], policy: &RetentionPolicy, now: Times
                 (Verdict::Keep, "the last one without checksum failures".to_owned())
             } else if index < by_count {
                 let count = policy.count.unwrap_or_default().max(1);
-                (Verdict::Drop, format!("{} newer ones are kept (`basebackup_count`)", count))
+                (Verdict::Drop, format!("{count} newer ones are kept (`basebackup_count`)"))
             } else if index < gone {
                 let (age, limit) = (age_days(record, policy, now), age_limit.unwrap_or_default());
                 (
@@ -274,10 +274,12 @@ fn is_idle(backup: &UnfinishedBackup, now: Timestamp) -> bool {
     now.duration_since(backup.newest_object) >= UNFINISHED_AGE
 }
 
-/// Whether the objects of `backup` may still be swept, now that `catalog` was read again.
-pub(super) fn may_sweep(catalog: &Catalog, backup: BackupName, now: Timestamp) -> bool {
-    catalog.damaged.is_empty()
-        && catalog.unfinished.iter().any(|unfinished| unfinished.name == backup && is_idle(unfinished, now))
+/// The backups without a record that may be swept.
+pub(super) fn interrupted(catalog: Catalog, now: Timestamp) -> Vec<UnfinishedBackup> {
+    if !catalog.damaged.is_empty() {
+        return Vec::new();
+    }
+    catalog.unfinished.into_iter().filter(|backup| is_idle(backup, now)).collect()
 }
 
 fn packs_of(record: &BackupRecord) -> impl Iterator<Item = PackId> {
@@ -467,7 +469,7 @@ mod tests {
             count: None,
             count_min: 3,
             age_days_max: Some(1.0),
-            interval: Duration::from_secs(86_400),
+            interval: Duration::from_hours(24),
         };
         insta::assert_snapshot!(decide(daily(16..=21), &policy), @r"
         drop backup `20261116T100000Z`: 4.1 days past its time, more than 1 (`basebackup_age_days_max`)
@@ -662,15 +664,15 @@ mod tests {
         #[test]
         fn agrees_with_pghoard(
             count in prop::option::of(1_u32..8), count_min in 0_u32..6, age in prop::option::of(0.0_f64..12.0),
-            interval_hours in 0_u64..48, days in prop::collection::btree_set(1_u64..=20, 0..12),
+            interval_hours in 0_u32..48, days in prop::collection::btree_set(1_u32..=20, 0..12),
         ) {
             let policy = RetentionPolicy {
-                count, count_min, age_days_max: age, interval: Duration::from_secs(interval_hours * 3600),
+                count, count_min, age_days_max: age, interval: Duration::from_hours(interval_hours.into()),
             };
             let archive = days.iter().fold(Archive::new(), |archive, day| {
-                archive.backup(1, *day, &format!("2026-11-{day:02}T10:00:00Z"))
+                archive.backup(1, (*day).into(), &format!("2026-11-{day:02}T10:00:00Z"))
             });
-            let mut left: Vec<u64> = days.iter().copied().collect();
+            let mut left: Vec<u32> = days.iter().copied().collect();
             if let Some(count) = count {
                 while left.len() > count as usize {
                     left.remove(0);
@@ -679,7 +681,7 @@ mod tests {
             if let (Some(age), true) = (age.filter(|age| *age > 0.0), count_min > 0) {
                 while left.len() > count_min as usize {
                     let hours = (21 - left[0]) * 24 + 2;
-                    if (hours as f64 - interval_hours as f64) / 24.0 <= age {
+                    if (f64::from(hours) - f64::from(interval_hours)) / 24.0 <= age {
                         break;
                     }
                     left.remove(0);
@@ -714,7 +716,7 @@ mod tests {
                 way.push((u32::try_from(parent).unwrap() + 1, segment));
                 let number = u32::try_from(index).unwrap() + 2;
                 let text: String =
-                    way.iter().map(|(timeline, end)| format!("{timeline}\t{}\tx\n", at(*end, 0x100))).collect();
+                    way.iter().map(|(timeline, end)| format!("{timeline}\t{}\tx\n", at(*end, 0x100))).collect::<Vec<_>>().concat();
                 archive = archive.history(number, &text).wal(number, segment, 30, newest);
                 ways.push(way);
             }

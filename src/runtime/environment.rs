@@ -8,6 +8,7 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The real environment. A variable that is empty or not UTF-8 counts as not set: `PGHOST=` in a
 /// manifest means "nothing here", as it does to libpq.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

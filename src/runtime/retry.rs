@@ -113,7 +113,8 @@ mod tests {
     async fn cancelling_ends_the_waiting_and_the_attempt() {
         let cancel = CancellationToken::new();
         let child = cancel.clone();
-        let task = tokio::spawn(async move {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move {
             retry(
                 "test",
                 &RetryPolicy::PERSISTENT,
@@ -128,6 +129,6 @@ mod tests {
         });
         sleep(Duration::from_secs(1)).await;
         cancel.cancel();
-        assert!(matches!(task.await.unwrap(), Err(Stopped::Cancelled)));
+        assert!(matches!(tasks.join_next().await.unwrap().unwrap(), Err(Stopped::Cancelled)));
     }
 }

@@ -13,6 +13,7 @@
 //! - **A root that is gone is unknown, not empty**: a missing directory, or one without any entry as a bare
 //!   mount point is, makes every operation fail. Opening for writing leaves a marker in the root.
 //! - Listings in key order ([`super::walk`]).
+//! - What killed writers left unpublished is removed after a day.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -20,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -51,6 +53,8 @@ struct Root {
 const LIST_BATCH: usize = 16 << 10;
 /// Paths per deletion job, after which the directories concerned are fsynced once.
 const DELETE_BATCH: usize = 256;
+/// Age at which an unpublished file has no writer any more: no upload takes so long.
+const ABANDONED_AFTER: Duration = Duration::from_hours(24);
 /// Directories remembered as durable, about 100 bytes each; beyond that the memory starts anew.
 const DURABLE_LIMIT: usize = 4096;
 
@@ -146,6 +150,7 @@ impl Root {
             return Ok(());
         }
         std::fs::create_dir_all(directory).map_err(generic)?;
+        sweep(directory).map_err(generic)?;
         for path in directory.ancestors().take_while(|path| path.starts_with(&self.path)) {
             sync_directory(path).map_err(generic)?;
         }
@@ -227,7 +232,8 @@ impl ObjectStore for LocalStore {
         let metadata = to_json(&opts.attributes)?;
         let opts = PutMultipartOptions { attributes: Attributes::new(), ..opts };
         // Hidden by its leading dot, and unique, because two writers may be at the same object.
-        let name = format!(".{}.{:016x}", location.filename().unwrap_or_default(), rand::random::<u64>());
+        let name =
+            format!(".{}.upload-{:016x}", location.filename().unwrap_or_default(), rand::random::<u64>());
         let directory = location.as_ref().rsplit_once('/').map_or("", |(directory, _)| directory);
         let hidden = Path::parse(format!("{directory}/{name}"))?;
         let inner = self.inner.put_multipart_opts(&hidden, opts).await?;
@@ -355,6 +361,21 @@ impl MultipartUpload for LocalUpload {
     async fn abort(&mut self) -> Result<()> {
         self.inner.abort().await
     }
+}
+
+/// Removes files that were never published and are old. Costs one reading of the directory, once per process.
+fn sweep(directory: &FsPath) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(walk::is_unpublished) {
+            let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
+            if age.is_ok_and(|age| age.is_ok_and(|age| age > ABANDONED_AFTER)) {
+                // Another agent may be at it as well.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn publish(hidden: &FsPath, file: &FsPath) -> Result<()> {
@@ -594,6 +615,28 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, ["1"]);
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "file times are compared with the real clock")]
+    async fn what_killed_writers_left_goes_after_a_day() {
+        let (root, store) = store();
+        let left = [
+            "a#1",
+            ".b.upload-0123456789abcdef",
+            ".b.upload-0123456789abcdef#1",
+            "c.metadata_tmp0123456789abcdef",
+        ];
+        let kept = ["d", "d.metadata", ".e", "f#"];
+        for name in left.iter().chain(&kept) {
+            let file = File::create(root.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - 2 * ABANDONED_AFTER).unwrap();
+        }
+        std::fs::write(root.path().join("g#1"), b"under way").unwrap();
+        store.put(&Path::from("new"), "x".into()).await.unwrap();
+        let there = |name: &str| root.path().join(name).exists();
+        assert!(!left.iter().any(|name| there(name)));
+        assert!(kept.iter().all(|name| there(name)) && there("g#1"));
     }
 
     #[tokio::test]

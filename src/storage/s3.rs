@@ -36,8 +36,7 @@ impl Bucket {
             .with_user_agent(concat!("pgkeep/", env!("CARGO_PKG_VERSION")).parse().expect("a plain text"))
             .with_connect_timeout(Duration::from_secs(5))
             .with_timeout(options.request_timeout)
-            // Without a byte for this long a request is dead, whatever its length.
-            .with_read_timeout(Duration::from_secs(30).min(options.request_timeout))
+            // No read timeout: the client counts the time in which a body is sent as waiting for a read.
             .with_allow_http(config.allow_http)
             .with_allow_invalid_certificates(!config.verify_tls);
         if let Some(path) = &config.ca_file {

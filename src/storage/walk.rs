@@ -118,10 +118,17 @@ fn stat(path: &FsPath, key: &str) -> io::Result<Option<ObjectMeta>> {
 /// Names that are no objects: PGHoard's metadata files and their temporary ones, dot files (the marker and
 /// unfinished uploads of ours), and `name#1`, which is how the library calls what it has not published yet.
 pub(super) fn is_hidden(name: &str) -> bool {
-    let staged = name
-        .split_once('#')
-        .is_some_and(|(_, suffix)| !suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()));
-    staged || name.starts_with('.') || name.ends_with(".metadata") || name.contains(".metadata_tmp")
+    is_staged(name) || name.starts_with('.') || name.ends_with(".metadata") || name.contains(".metadata_tmp")
+}
+
+/// Names of files that some put of this store has not come to publish.
+pub(super) fn is_unpublished(name: &str) -> bool {
+    is_staged(name) || name.starts_with('.') && name.contains(".upload-") || name.contains(".metadata_tmp")
+}
+
+fn is_staged(name: &str) -> bool {
+    name.split_once('#')
+        .is_some_and(|(_, suffix)| !suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

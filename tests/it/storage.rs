@@ -1,5 +1,7 @@
 //! One battery that every store must pass.
 
+#![expect(clippy::unwrap_used, reason = "tests; the lint's own exception ends at their functions")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
