@@ -34,8 +34,9 @@ const REPEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// client that stops reading can hold up the server's shutdown and even its checkpoints.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the server is given, once cancelled, to send what it has: usually a millisecond is enough.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// How long the server is given, once cancelled, to send what it has: usually a millisecond is enough. What
+/// a receiver far behind does not get, the slot keeps.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Room that must be free before another message is read: XLogData carries at most 128 KiB
 /// (`MAX_SEND_SIZE` in the server's walsender.c), and pages are charged when they are full.
@@ -159,12 +160,14 @@ enum Done {
     Abandoned,
 }
 
-/// Taking leave of a server that goes on. Its first answer to our question follows what it had sent
-/// before; after that it looks for new WAL, and its second answer follows that too. So with the second
-/// answer all that was flushed when the caller cancelled is here.
+/// Taking leave of a server that goes on. After its first answer to our question it looks for new WAL, and
+/// whatever it finds it announces before its second answer. So then it is known what had been flushed when
+/// the caller cancelled.
 struct Farewell {
     until: Instant,
     answers: u8,
+    /// Known with the second answer.
+    goal: Option<Lsn>,
 }
 
 /// Streams `run` until it ends. `connection` must have been put into streaming.
@@ -273,10 +276,14 @@ impl Stream<'_> {
                 (None, Some((since, _))) => Some(since + self.settings.shutdown_grace),
                 (None, None) => None,
             };
+            let goal = self.farewell.as_ref().and_then(|farewell| farewell.goal);
+            if goal.is_some_and(|goal| self.assembler.received() >= goal) {
+                return self.finish(connection).await;
+            }
             let answer_due = self.answer_due.then_some(self.last_report + REPEAT_INTERVAL);
             tokio::select! { biased;
                 () = cancel.cancelled(), if self.farewell.is_none() => {
-                    self.farewell = Some(Farewell { until: Instant::now() + FAREWELL_LIMIT, answers: 0 });
+                    self.farewell = Some(Farewell { until: Instant::now() + FAREWELL_LIMIT, answers: 0, goal: None });
                     self.ask(connection).await?;
                 }
                 () = at(self.farewell.as_ref().map(|farewell| farewell.until)) => {
@@ -304,10 +311,11 @@ impl Stream<'_> {
                             self.answer(connection).await?;
                         } else if let Some(farewell) = &mut self.farewell {
                             farewell.answers += 1;
-                            if farewell.answers == 2 {
-                                return self.finish(connection).await;
+                            match farewell.answers {
+                                1 => self.ask(connection).await?,
+                                2 => farewell.goal = Some(self.server),
+                                _ => {}
                             }
-                            self.ask(connection).await?;
                         }
                     }
                     WalMessage::TimelineEnded { next, switch } => {

@@ -19,6 +19,7 @@ mod server;
 
 // What they test.
 mod architecture;
+mod archiving;
 mod config;
 mod serve;
 mod storage;
