@@ -266,6 +266,9 @@ impl Stream<'_> {
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush = interval(self.settings.flush_interval);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // That we stream is news, even from where an earlier connection got to.
+        self.publish();
+        self.position.send_modify(|_| {});
         loop {
             self.publish();
             let has_bytes = self.settings.budget.has_room(MESSAGE_ROOM);

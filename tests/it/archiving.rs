@@ -70,7 +70,8 @@ impl Rig {
         let segments = self.archive().segments();
         assert_contiguous(&segments, self.segment_size);
         for segment in &segments {
-            let there = fs::read(self.server.wal_directory().join(segment)).expect("the server keeps its WAL");
+            let there =
+                fs::read(self.server.wal_directory().join(segment)).expect("the server keeps its WAL");
             let here = agent.get(&format!("/main/archive/{segment}"));
             assert_eq!(here.status, 200, "{segment}: {}", here.text());
             assert!(here.body == there, "{segment} differs from the server's");
@@ -111,7 +112,12 @@ impl Archive {
             .map(|segment| {
                 let names = self.names(&format!("xlog_partial/{segment}"));
                 let pieces = names.iter().filter_map(|name| name.split_once('-'));
-                (segment, pieces.filter_map(|(start, end)| Some((number(start)?, number(end)?))).collect::<Vec<_>>())
+                (
+                    segment,
+                    pieces
+                        .filter_map(|(start, end)| Some((number(start)?, number(end)?)))
+                        .collect::<Vec<_>>(),
+                )
             })
             .filter(|(_, pieces)| !pieces.is_empty())
             .collect()
@@ -217,7 +223,10 @@ fn every_version_is_archived_byte_for_byte_with_the_least_rights() {
         let segments = rig.archive().segments();
         for segment in [&segments[0], segments.last().unwrap()] {
             let there = fs::read(rig.server.wal_directory().join(segment)).unwrap();
-            assert!(fetch(&agent.config_file(), &agent.url(), segment) == there, "{segment} through the agent");
+            assert!(
+                fetch(&agent.config_file(), &agent.url(), segment) == there,
+                "{segment} through the agent"
+            );
             assert!(fetch(&agent.config_file(), NO_AGENT, segment) == there, "{segment} from storage");
         }
         let status = pgkeep(["status", "--json", "--config"]).arg(agent.config_file()).run().success().json();
