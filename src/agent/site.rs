@@ -1,5 +1,6 @@
 //! One cluster under care: its repository, its receiver, its base backups.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -259,8 +260,14 @@ async fn refused_to_stop(site: &Site, cancel: &CancellationToken) {
 }
 
 async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, ArchiveError> {
-    let known = site.known().await?;
-    let mut connected = nodes::connect(&site.config).await?;
+    // Until something is received there is nothing to be stored, and nothing to wait for on the way out.
+    let (known, mut connected) = tokio::select! { biased;
+        () = cancel.cancelled() => return Ok(Ended::Cancelled),
+        prepared = async {
+            let known = site.known().await?;
+            Ok::<_, ArchiveError>((known, nodes::connect(&site.config).await?))
+        } => prepared?,
+    };
     let slot = Slot::Permanent(nodes::slot_name(&site.config, connected.node)?);
     let server = ServerStatus {
         place: connected.connection.place().to_owned(),
@@ -283,7 +290,6 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
     }
     site.status.update(|status| {
         status.server = Some(server);
-        status.archiving.state = "streaming";
     });
     let reports = Reports {
         position: &site.position,
@@ -301,9 +307,31 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
     };
     let settings = &site.receiver;
     let connection = &mut connected.connection;
-    let ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel).await?;
-    site.status.update(|status| status.archiving.last_error = None);
+    let watched = follow_recovery(site);
+    let ended = tokio::select! { biased;
+        ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel) => ended?,
+        never = watched => match never {},
+    };
     Ok(ended)
+}
+
+/// Says that WAL is streamed once it is, and forgets the last error when it has passed: when something is
+/// stored again, or everything is.
+async fn follow_recovery(site: &Site) -> Infallible {
+    let mut position = site.position.subscribe();
+    let mut first: Option<Position> = None;
+    while position.changed().await.is_ok() {
+        let Some(now) = *position.borrow_and_update() else { continue };
+        let first = *first.get_or_insert_with(|| {
+            site.status.update(|status| status.archiving.state = "streaming");
+            now
+        });
+        if now.stored > first.stored || (now.server > first.server && now.stored >= now.server) {
+            site.status.update(|status| status.archiving.last_error = None);
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Takes base backups when they are due, and prunes after each, until cancelled.

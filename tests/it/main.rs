@@ -19,6 +19,8 @@ mod server;
 
 // What they test.
 mod architecture;
+mod archiving;
+mod archiving_faults;
 mod config;
 mod serve;
 mod storage;
