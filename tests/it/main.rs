@@ -16,9 +16,12 @@ mod ledger;
 mod process;
 mod s3;
 mod server;
+mod site;
 
 // What they test.
 mod architecture;
+mod backup;
 mod config;
+mod restore;
 mod serve;
 mod storage;
