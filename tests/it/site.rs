@@ -135,6 +135,19 @@ fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// A file of `mib` MiB in the data directory that does not compress.
+pub fn ballast(site: &Site, name: &str, mib: usize) {
+    let path = site.server.data_directory().join(name);
+    let mut file = fs::File::create(&path).unwrap();
+    let mut reader = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
+    let mut block = vec![0; 1 << 20];
+    for _ in 0..mib {
+        reader.fill(&mut block);
+        std::io::Write::write_all(&mut file, &block).unwrap();
+    }
+    process::give(&path);
+}
+
 /// The most memory a process has had resident, in bytes, as last seen before it ended.
 pub struct Watched {
     pub peak_memory: u64,
