@@ -88,7 +88,7 @@ pub fn look_at(directory: &Path) -> Result<Found, Error> {
 }
 
 /// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
-/// [`super::recovery`], and [`finish`] then makes the directory startable.
+/// the recovery settings, and [`finish`] then makes the directory startable.
 pub async fn restore_files(
     repository: &Repository,
     work: &Work<'_>,
