@@ -19,6 +19,8 @@ mod server;
 
 // What they test.
 mod architecture;
+mod commands;
 mod config;
+mod errors;
 mod serve;
 mod storage;
