@@ -61,12 +61,7 @@ impl Stage {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        arguments
-            .iter()
-            .fold(pgkeep(["--config"]).arg(self.agent.config_file()), |command, argument| {
-                command.arg(argument)
-            })
-            .run()
+        pgkeep(["--config"]).arg(self.agent.config_file()).args(arguments).run()
     }
 }
 
@@ -207,7 +202,7 @@ fn the_agent_answers_requests_of_every_kind() {
         let answer = http::request(at, "GET", &format!("/main/archive/{segment}"), &headers, &[]).unwrap();
         assert!((400..500).contains(&answer.status) && answer.status != 404, "{target}: {answer:?}");
     }
-    let headers = [("x-pghoard-target-path", "pg_wal/RECOVERYXLOG")];
+    let headers = [("x-pghoard-target-path", inside.to_str().unwrap())];
     let answer = http::request(at, "GET", &format!("/main/archive/{segment}"), &headers, &[]).unwrap();
     assert_eq!(answer.status, 201, "{}", answer.text());
     assert_eq!(fs::read(inside).unwrap(), got.body);
@@ -258,11 +253,9 @@ fn a_password_is_asked_for_and_the_hooks_know_it() {
     }
     let target = stage.scratch.path().join("fetched");
     let hook = |arguments: &[&str], password: &str| {
-        arguments
-            .iter()
-            .fold(pgkeep(["--site", "main", "--url", &stage.agent.url()]), |command, argument| {
-                command.arg(argument)
-            })
+        pgkeep(["--site", "main"])
+            .args(arguments)
+            .args(["--url", &stage.agent.url()])
             .env("PGKEEP_HTTP_USERNAME", "u")
             .env("PGKEEP_HTTP_PASSWORD", password)
             .run()

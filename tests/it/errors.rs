@@ -45,21 +45,11 @@ impl Desk {
         // Whoever listens on 16000 here is none of ours.
         configuration["http_port"] = json!(process::free_port());
         let file = self.0.write("config.json", configuration.to_string());
-        pgkeep(["--config"]).arg(file).arg_all(arguments).run()
+        pgkeep(["--config"]).arg(file).args(arguments).run()
     }
 
     fn backup(&self, configuration: &Value) -> Output {
         self.run(configuration, &["backup", "--fast"])
-    }
-}
-
-trait ArgAll {
-    fn arg_all(self, arguments: &[&str]) -> Self;
-}
-
-impl ArgAll for crate::binary::Pgkeep {
-    fn arg_all(self, arguments: &[&str]) -> Self {
-        arguments.iter().fold(self, |command, argument| command.arg(argument))
     }
 }
 
@@ -334,7 +324,7 @@ fn an_agent_whose_storage_is_down_lives_says_so_and_never_that_wal_does_not_exis
     assert_eq!(agent.get("/readyz").status, 503);
     assert_eq!(agent.status()["sites"]["main"]["archiving"]["state"], "opening storage");
     let fetched = pgkeep(["wal-fetch", file, "/nowhere/x", "--site", "main", "--url", &agent.url()]).run();
-    expect(&fetched, 200, &["has not been reached yet", file], "");
+    expect_error(&fetched, 200, &["has not been reached yet", file]);
     let error = process::poll(Duration::from_secs(40), || {
         Some(agent.status()["sites"]["main"]["archiving"]["last_error"].clone()).filter(Value::is_object)
     })
@@ -475,7 +465,7 @@ fn no_log_level_tells_a_secret() {
         let mut outputs = vec![backup.stderr, backup.stdout];
         for arguments in [["status"].as_slice(), &["list", "--json"], &["config", "show"], &["prune"]] {
             let output =
-                pgkeep(["--log-level", "trace", "--config"]).arg(&file).arg_all(arguments).run().success();
+                pgkeep(["--log-level", "trace", "--config"]).arg(&file).args(arguments).run().success();
             outputs.extend([output.stdout, output.stderr]);
         }
         outputs.push(agent.log());
