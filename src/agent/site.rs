@@ -36,7 +36,7 @@ const SETTLE_TIME: Duration = Duration::from_secs(2);
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
 const BACKUP_RETRY: RetryPolicy =
-    RetryPolicy { first: Duration::from_secs(60), max: Duration::from_secs(3600), give_up_after: None };
+    RetryPolicy { first: Duration::from_mins(1), max: Duration::from_hours(1), give_up_after: None };
 
 /// A site with its repository opened.
 pub struct Site {
@@ -101,7 +101,7 @@ impl Site {
             ..SiteStatus::default()
         };
         let settings = RepositorySettings {
-            compression: config.compression.into(),
+            compression: config.compression,
             level: config.compression_level,
             host: host.clone(),
             ..RepositorySettings::default()
@@ -144,10 +144,10 @@ impl Site {
         }
         Ok(Known { identity, end })
     }
+}
 
-    fn failed(&self, message: &str, hint: Option<String>) -> ErrorStatus {
-        ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint }
-    }
+fn failed_now(message: &str, hint: Option<String>) -> ErrorStatus {
+    ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint }
 }
 
 /// An error and its causes in one line.
@@ -394,7 +394,7 @@ async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
         Err(error) => {
             let (message, hint) = (chain(&error), error.hint());
             error!(site = site.config.name, error = message, hint, "the base backup failed");
-            (false, Some(site.failed(&message, hint)))
+            (false, Some(failed_now(&message, hint)))
         }
     };
     site.status.update(|status| {

@@ -21,6 +21,7 @@ use crate::restore::{
 use crate::runtime::{Clock, SystemClock};
 use crate::storage::Access;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RestoreArgs {
@@ -58,6 +59,7 @@ pub struct RestoreArgs {
     if_backup_exists: bool,
 }
 
+#[expect(clippy::struct_field_names, reason = "the fields are the names of the options")]
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct TargetArgs {

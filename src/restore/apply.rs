@@ -383,9 +383,9 @@ impl<'a> Writer<'a> {
         let path = path.as_bytes();
         let place = self.place(path);
         match kind {
-            EntryKind::Directory if self.is_tablespace_link(path) => Ok(()),
+            // The links are made at the end, to where the tablespaces go now.
+            EntryKind::Directory | EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
             EntryKind::Directory => self.make_directory(&place, mode),
-            EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
             EntryKind::Symlink { .. } => Err(Error::Damaged(format!(
                 "the backup holds a link `{}`, which PostgreSQL does not make",
                 String::from_utf8_lossy(path)
@@ -394,7 +394,7 @@ impl<'a> Writer<'a> {
                 if let Some(parent) = place.parent()
                     && !self.made.contains(parent)
                 {
-                    self.make_directory(&parent.to_owned(), 0o700)?;
+                    self.make_directory(parent, 0o700)?;
                 }
                 self.saw_control_file |= path == CONTROL_FILE;
                 self.files += 1;
@@ -444,7 +444,7 @@ impl<'a> Writer<'a> {
         while self.under_way.len() >= self.work.parallelism.max(1) {
             self.run_done().await?;
         }
-        let decoder = self.decoders.pop().unwrap_or_else(FrameDecoder::new);
+        let decoder = self.decoders.pop().unwrap_or_default();
         self.under_way.spawn(write_run(self.repository.clone(), run, decoder, self.progress.clone()));
         Ok(())
     }
@@ -494,7 +494,7 @@ async fn write_run(
     let range = start..last.offset + u64::from(last.stored_length);
     let part = BackupPart::Pack(first.pack.number);
     let name = ObjectName::Backup { backup: first.pack.backup, part };
-    let stored: Bytes = repository.get_range(name.clone(), range).await?;
+    let stored: Bytes = repository.get_range(name, range).await?;
     blocking(move || {
         let mut raw = Vec::new();
         for (frame, destinations) in &run.frames {

@@ -18,8 +18,12 @@ use super::assembler::{Chunk, PAGE_SIZE, SegmentAssembler, Step};
 use super::budget::Budget;
 use super::error::Error;
 use super::ledger::StoredLedger;
-use super::tail::{Piece, Tail};
-use crate::postgres::{Connection, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName, WalMessage};
+use super::tail::Tail;
+use crate::catalog::Piece;
+use crate::postgres::{
+    Connection, Expected, LONG_HEADER_BYTES, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName,
+    WalMessage, check_segment_start,
+};
 use crate::repository::{self, Facts, Folder, ObjectName, Repository};
 
 /// A status message goes out at least this often, whatever happens: a third of the shortest
@@ -95,6 +99,8 @@ pub struct Run {
     /// A segment start.
     pub start: Lsn,
     pub pg_version: u32,
+    /// What the first page of every segment must say.
+    pub expected: Expected,
 }
 
 struct OpenSegment {
@@ -166,7 +172,7 @@ pub async fn stream(
     cancel: &CancellationToken,
 ) -> Result<Ended, Error> {
     let first = run.size.segment_at(run.timeline, run.start);
-    let tail = Tail::resume(stored_pieces(repository, first).await?);
+    let tail = Tail::resume(&stored_pieces(repository, first).await?);
     let stored = run.start.advance(u64::from(tail.end()));
     let mut stream = Stream {
         repository,
@@ -360,6 +366,9 @@ impl Stream<'_> {
     fn append(&mut self, mut chunk: Chunk) -> Result<(), Error> {
         chunk.bytes = self.settings.budget.charge(chunk.bytes);
         let Some(open) = &mut self.open else { return Err(Error::Bug("WAL appended to no segment")) };
+        if chunk.start == self.run.size.start(open.name) && chunk.bytes.len() >= LONG_HEADER_BYTES {
+            check_segment_start(&chunk.bytes, open.name, &self.run.expected)?;
+        }
         // The channel has room for every page of a segment, so it is full only if the task is gone.
         if open.feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
             return self.task_error();
