@@ -79,7 +79,7 @@ fn main() {
 
     let site = Site {
         name: "main".to_owned(),
-        repository: repository.clone(),
+        repository: tokio::sync::watch::channel(Some(repository.clone())).1,
         data_directory: None,
         expected: tokio::sync::watch::channel(Expected::default()).1,
     };

@@ -55,11 +55,21 @@ const FILE_QUEUE: usize = 2;
 /// One cluster whose WAL is served.
 pub struct Site {
     pub name: String,
-    pub repository: Repository,
+    /// The archive; `None` until its storage has been reached.
+    pub repository: watch::Receiver<Option<Repository>>,
     /// The server's data directory on this machine, if it is on this machine.
     pub data_directory: Option<PathBuf>,
     /// What is known of the cluster so far; files that contradict it are neither served nor stored.
     pub expected: watch::Receiver<Expected>,
+}
+
+impl Site {
+    fn archive(&self) -> Result<Repository, Response<Body>> {
+        self.repository.borrow().clone().ok_or_else(|| {
+            let reason = format!("the storage of site `{}` has not been reached yet; see /status", self.name);
+            text(StatusCode::SERVICE_UNAVAILABLE, reason)
+        })
+    }
 }
 
 /// What may be going on at once, and for how long.
@@ -272,7 +282,8 @@ impl Server {
     ) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
         let permit = permit(&self.fetches, "other files are being read").await?;
         let expected = *site.expected.borrow();
-        match fetch(&site.repository, &expected, file).await {
+        let repository = site.archive()?;
+        match fetch(&repository, &expected, file).await {
             Ok(fetched) => Ok((fetched, permit)),
             Err(error @ FetchError::NotFound(_)) => {
                 tracing::debug!(site = site.name, %file, "WAL file asked for does not exist");
@@ -368,9 +379,13 @@ impl Server {
             Err(answer) => return Ok(answer),
         };
         let expected = *site.expected.borrow();
+        let repository = match site.archive() {
+            Ok(repository) => repository,
+            Err(answer) => return Ok(answer),
+        };
         let stored = if let Some(length) = announced {
             let mut body = IncomingChunks { body, stall_timeout: self.deps.limits.stall_timeout, taken: 0 };
-            let stored = archive(&site.repository, &expected, file, length, Box::pin(body.stream())).await;
+            let stored = archive(&repository, &expected, file, length, Box::pin(body.stream())).await;
             if stored.is_err() {
                 body.drain(length).await;
             }
@@ -378,7 +393,7 @@ impl Server {
         } else {
             let (opened, length) = open_wal_file(site.data_directory.as_deref(), file)
                 .map_err(|error| refused_target(&error))?;
-            archive(&site.repository, &expected, file, length, Box::pin(file_chunks(opened))).await
+            archive(&repository, &expected, file, length, Box::pin(file_chunks(opened))).await
         };
         Ok(match stored {
             Ok(stored) => {

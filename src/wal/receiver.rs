@@ -243,6 +243,7 @@ struct Stream<'a> {
     ledger: StoredLedger,
     /// The pieces of the segment at hand.
     tail: Tail,
+    /// There may be pieces, of this segment or one before it; without any, nothing is cleaned.
     has_pieces: bool,
     open: Option<OpenSegment>,
     tasks: JoinSet<Result<Done, Error>>,
@@ -496,6 +497,7 @@ impl Stream<'_> {
         let facts = Facts { pg_version: Some(self.run.pg_version) };
         self.tasks.spawn(store_piece(self.repository.clone(), *name, piece, facts, bytes));
         self.piece_in_flight = Some(*name);
+        self.has_pieces = true;
         Ok(())
     }
 
@@ -508,7 +510,6 @@ impl Stream<'_> {
             }
             Done::Piece(segment, piece) => {
                 self.piece_in_flight = None;
-                self.has_pieces = true;
                 let start = self.run.size.start(segment);
                 self.ledger
                     .record(start.advance(u64::from(piece.start)), start.advance(u64::from(piece.end)));
@@ -530,12 +531,14 @@ impl Stream<'_> {
             Done::Abandoned => self.segments -= 1,
         }
         if self.has_pieces {
+            // A piece that is still on its way would be left behind.
             let ready: Vec<_> =
                 self.to_clean.extract_if(.., |segment| self.piece_in_flight != Some(*segment)).collect();
             for segment in ready {
                 self.tasks.spawn(clean_segment(self.repository.clone(), segment));
-                self.has_pieces = self.open.is_some() && self.tail.end() > 0;
             }
+            self.has_pieces =
+                !self.to_clean.is_empty() || self.piece_in_flight.is_some() || self.tail.end() > 0;
         } else {
             self.to_clean.clear();
         }
