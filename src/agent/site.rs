@@ -1,17 +1,18 @@
 //! One cluster under care: its repository, its receiver, its base backups.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::backup::{self, Wish};
 use super::nodes::{self, NodesError};
-use super::status::{ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
+use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use crate::basebackup::Schedule;
 use crate::catalog::Catalog;
 use crate::config::{CheckpointMode, Config, SiteConfig, WalIntake};
@@ -28,6 +29,8 @@ const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
 /// Attempts to archive again: quick at first, then about as often as a server needs to come back.
 const ARCHIVE_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
+/// A reason that does not change is told again after this long.
+const REMIND_INTERVAL: Duration = Duration::from_mins(1);
 /// What nobody but an operator can mend is not worth knocking for more often.
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
@@ -93,6 +96,7 @@ impl Site {
                 ConditionalPut::Honoured => "honoured",
                 ConditionalPut::Ignored => "ignored",
             }),
+            archiving: ArchivingStatus { state: "off", ..ArchivingStatus::default() },
             ..SiteStatus::default()
         };
         let settings = RepositorySettings {
@@ -189,9 +193,30 @@ impl ArchiveError {
     }
 }
 
+/// The last reason told, so that attempts that fail for the same one do not fill the log.
+#[derive(Default)]
+struct Told(Option<(String, Instant)>);
+
+impl Told {
+    fn tell(&mut self, site: &str, message: &str, hint: Option<&str>, transient: bool, again: Duration) {
+        let again_in = format!("{:.1} s", again.as_secs_f32());
+        if self.0.as_ref().is_some_and(|(last, at)| last == message && at.elapsed() < REMIND_INTERVAL) {
+            debug!(site, error = message, again_in, "archiving stopped, as before");
+            return;
+        }
+        if transient {
+            warn!(site, error = message, hint, again_in, "archiving stopped");
+        } else {
+            error!(site, error = message, hint, again_in, "archiving stopped");
+        }
+        self.0 = Some((message.to_owned(), Instant::now()));
+    }
+}
+
 /// Archives WAL until cancelled, through every failure.
 pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Result<(), BoxError> {
     let mut backoff = Backoff::new(&ARCHIVE_RETRY, rand::random());
+    let mut told = Told::default();
     while !cancel.is_cancelled() {
         site.status.update(|status| status.archiving.state = "connecting");
         let before = site.position.borrow().map(|position| position.stored);
@@ -216,26 +241,8 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
                 let transient = error.is_transient();
                 let again = backoff.next().unwrap_or(ARCHIVE_RETRY.max);
                 let again = if transient { again } else { OPERATOR_RETRY };
-                let seconds = again.as_secs_f32();
-                if transient {
-                    warn!(
-                        site = site.config.name,
-                        error = message,
-                        hint,
-                        again_in = seconds,
-                        "archiving stopped"
-                    );
-                } else {
-                    error!(
-                        site = site.config.name,
-                        error = message,
-                        hint,
-                        again_in = seconds,
-                        "archiving stopped"
-                    );
-                }
-                let failed = failed_now(&message, hint);
-                site.status.update(|status| status.archiving.last_error = Some(failed));
+                told.tell(&site.config.name, &message, hint.as_deref(), transient, again);
+                site.status.failed(&message, hint);
                 again
             }
         };
@@ -259,8 +266,14 @@ async fn refused_to_stop(site: &Site, cancel: &CancellationToken) {
 }
 
 async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, ArchiveError> {
-    let known = site.known().await?;
-    let mut connected = nodes::connect(&site.config).await?;
+    // Until something is received there is nothing to be stored, and nothing to wait for on the way out.
+    let (known, mut connected) = tokio::select! { biased;
+        () = cancel.cancelled() => return Ok(Ended::Cancelled),
+        prepared = async {
+            let known = site.known().await?;
+            Ok::<_, ArchiveError>((known, nodes::connect(&site.config).await?))
+        } => prepared?,
+    };
     let slot = Slot::Permanent(nodes::slot_name(&site.config, connected.node)?);
     let server = ServerStatus {
         place: connected.connection.place().to_owned(),
@@ -281,10 +294,7 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
             "none of the nodes is a primary; archiving from a standby"
         );
     }
-    site.status.update(|status| {
-        status.server = Some(server);
-        status.archiving.state = "streaming";
-    });
+    site.status.update(|status| status.server = Some(server));
     let reports = Reports {
         position: &site.position,
         gap: &|gap| {
@@ -301,9 +311,31 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
     };
     let settings = &site.receiver;
     let connection = &mut connected.connection;
-    let ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel).await?;
-    site.status.update(|status| status.archiving.last_error = None);
+    let watched = follow_recovery(site);
+    let ended = tokio::select! { biased;
+        ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel) => ended?,
+        never = watched => match never {},
+    };
     Ok(ended)
+}
+
+/// Says that WAL is streamed once it is, and forgets the last error when it has passed: when something is
+/// stored again, or everything is.
+async fn follow_recovery(site: &Site) -> Infallible {
+    let mut position = site.position.subscribe();
+    let mut first: Option<Position> = None;
+    while position.changed().await.is_ok() {
+        let Some(now) = *position.borrow_and_update() else { continue };
+        let first = *first.get_or_insert_with(|| {
+            site.status.update(|status| status.archiving.state = "streaming");
+            now
+        });
+        if now.stored > first.stored || (now.server > first.server && now.stored >= now.server) {
+            site.status.update(|status| status.archiving.last_error = None);
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Takes base backups when they are due, and prunes after each, until cancelled.

@@ -119,8 +119,8 @@ impl From<Action> for TargetAction {
 }
 
 const EXAMPLES: &str = "\
-Start PostgreSQL on the directory afterwards: it fetches the WAL it needs by itself. Run this as the user
-that PostgreSQL runs as.
+Start PostgreSQL on the directory afterwards: it fetches the WAL it needs by
+itself. Run this as the user that PostgreSQL runs as.
 
 Examples:
   pgkeep restore --target-dir /var/lib/postgresql/17/main

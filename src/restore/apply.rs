@@ -104,7 +104,7 @@ pub fn may_fill(directory: &Path, tablespace: &Path) -> Result<bool, Error> {
 }
 
 /// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
-/// [`super::recovery`], and [`finish`] then makes the directory startable.
+/// the recovery settings, and [`finish`] then makes the directory startable.
 pub async fn restore_files(
     repository: &Repository,
     work: &Work<'_>,
@@ -208,8 +208,7 @@ fn prepare(work: &Work<'_>) -> Result<(), Error> {
         text.push(0);
         text.extend_from_slice(target.directory.as_os_str().as_bytes());
     }
-    fs::write(&marker, text)
-        .map_err(|error| Error::io("write", &marker, error))?;
+    fs::write(&marker, text).map_err(|error| Error::io("write", &marker, error))?;
     sync_directory(&work.directory)
 }
 

@@ -131,7 +131,10 @@ fn checksum_failures_are_kept_and_marked() {
         assert!(output.stderr.contains("checksum"), "{}", output.stderr);
         let suspect = output.stdout.trim();
         let list = site.backups();
-        assert!(list[0]["checksum_failures"].is_null() && !list[1]["checksum_failures"].is_null(), "{list:?}");
+        assert!(
+            list[0]["checksum_failures"].is_null() && !list[1]["checksum_failures"].is_null(),
+            "{list:?}"
+        );
         let text = site.run(&["list"]).success().stdout;
         assert!(text.lines().any(|line| line.contains(suspect) && line.contains("CHECKSUM")), "{text}");
         // The clean one is preferred, the other one can be had.
@@ -212,8 +215,12 @@ fn what_pruning_keeps_can_still_be_restored() {
     site.set("basebackup_count", json!(2));
     let plan = site.run(&["prune", "--dry-run", "--json"]).success().json();
     assert_eq!(site.objects(""), before);
-    let verdicts: Vec<&str> =
-        plan["backups"].as_array().unwrap().iter().map(|backup| backup["verdict"].as_str().unwrap()).collect();
+    let verdicts: Vec<&str> = plan["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|backup| backup["verdict"].as_str().unwrap())
+        .collect();
     assert_eq!(verdicts, ["drop", "drop", "keep", "keep"], "{plan}");
     let done = site.run(&["prune", "--json"]).success().json();
     assert_eq!(done["removed"]["backup_count"], 2);
@@ -226,7 +233,11 @@ fn what_pruning_keeps_can_still_be_restored() {
         site.try_restore("gone", &["--backup", gone]).expect_code(3);
     }
     let first = plan["first_wal_segment_kept"].as_str().unwrap().to_owned();
-    assert!(site.objects("xlog/").iter().all(|path| path.file_name().unwrap().to_str().unwrap() >= first.as_str()));
+    assert!(
+        site.objects("xlog/")
+            .iter()
+            .all(|path| path.file_name().unwrap().to_str().unwrap() >= first.as_str())
+    );
     for (number, name) in kept.iter().enumerate() {
         let rows = (2000 * (number + 3)).to_string();
         let target = format!("at {name}");

@@ -20,8 +20,12 @@ mod site;
 
 // What they test.
 mod architecture;
+mod archiving;
+mod archiving_faults;
 mod backup;
+mod commands;
 mod config;
+mod errors;
 mod restore;
 mod serve;
 mod storage;

@@ -34,8 +34,11 @@ fn odd_names() -> Vec<Vec<u8>> {
 
 /// Everything a table holds, as one digest.
 fn digest(conninfo: &str, table: &str) -> Rows {
-    query(conninfo, &format!("select count(*), md5(string_agg(t::text, ',' order by t::text)) from {table} t"))
-        .unwrap_or_else(|error| panic!("{table}: {error:?}"))
+    query(
+        conninfo,
+        &format!("select count(*), md5(string_agg(t::text, ',' order by t::text)) from {table} t"),
+    )
+    .unwrap_or_else(|error| panic!("{table}: {error:?}"))
 }
 
 fn in_database(server: &Server, database: &str) -> String {
@@ -63,8 +66,11 @@ fn everything_comes_back(major: u32) {
     }
     let near = if in_place { "tablespace near" } else { "" };
     let other = in_database(server, "other");
-    query(&other, "create table there as select g, repeat(md5(g::text), 9) t from generate_series(1, 3000) g")
-        .unwrap();
+    query(
+        &other,
+        "create table there as select g, repeat(md5(g::text), 9) t from generate_series(1, 3000) g",
+    )
+    .unwrap();
     server.sql(&format!(
         "create table steps (n int, at timestamptz default clock_timestamp());
          create table far_rows tablespace far as select g from generate_series(1, 5000) g;
@@ -247,7 +253,8 @@ fn what_cannot_work_is_refused_before_anything_is_written() {
     refuse(&["--tablespace", &inside], 2, "inside");
 
     // What the dry run promises.
-    let plan = site.try_restore("target", &[&elsewhere[..], &["--dry-run", "--json"]].concat()).success().json();
+    let plan =
+        site.try_restore("target", &[&elsewhere[..], &["--dry-run", "--json"]].concat()).success().json();
     assert_eq!(plan["outcome"], "planned");
     let text = site.try_restore("target", &[&elsewhere[..], &["--dry-run"]].concat()).success().stdout;
     assert!(text.contains("restore_command") && text.contains("nothing was changed"), "{text}");
@@ -344,7 +351,10 @@ fn the_newest_backup_that_reaches_the_target_is_taken() {
 
 /// Points the site at another server, as after a restore.
 fn move_to(site: &mut Site, server: &Server) {
-    site.set("nodes", json!([{ "host": "127.0.0.1", "port": server.port(), "user": "backup", "password": "secret" }]));
+    site.set(
+        "nodes",
+        json!([{ "host": "127.0.0.1", "port": server.port(), "user": "backup", "password": "secret" }]),
+    );
     site.set("pg_data_directory", json!(server.data_directory()));
 }
 
@@ -400,7 +410,11 @@ fn both_sides_of_a_fork(major: u32) {
         fs::write(&history, bytes).unwrap();
         let output = site.try_restore("damaged", &[]);
         assert_ne!(output.code, 0, "history {what}");
-        assert!(output.stderr.contains("timeline 2") || output.stderr.contains("00000002.history"), "{what}: {}", output.stderr);
+        assert!(
+            output.stderr.contains("timeline 2") || output.stderr.contains("00000002.history"),
+            "{what}: {}",
+            output.stderr
+        );
         assert!(!site.directory("damaged").exists());
     }
     fs::write(&history, good).unwrap();
@@ -549,10 +563,19 @@ fn garbage_in_the_bucket_disturbs_nobody() {
     let root = site.objects(&format!("{backup}/record")).remove(0);
     let root = root.ancestors().nth(3).unwrap().to_owned();
     let garbage = [
-        "notes.txt", "backup/notes.txt", "backup/20990101T000000Z/notes.txt", "backup/latest/record",
-        "xlog/notes.txt", "xlog/0000000100000000000000FF.tmp", "xlog/zzz/000000010000000000000001",
-        "xlog_partial/000000010000000000000009/zzz", "xlog_partial/notes.txt", "timeline/notes.txt",
-        "timeline/00000009.history.bak", "basebackup/other", "backup/20990101T000000Z/pack/zzz",
+        "notes.txt",
+        "backup/notes.txt",
+        "backup/20990101T000000Z/notes.txt",
+        "backup/latest/record",
+        "xlog/notes.txt",
+        "xlog/0000000100000000000000FF.tmp",
+        "xlog/zzz/000000010000000000000001",
+        "xlog_partial/000000010000000000000009/zzz",
+        "xlog_partial/notes.txt",
+        "timeline/notes.txt",
+        "timeline/00000009.history.bak",
+        "basebackup/other",
+        "backup/20990101T000000Z/pack/zzz",
         "no utf-8 \u{fffd}/x",
     ];
     for name in garbage {
@@ -584,8 +607,10 @@ fn a_restore_cut_short_cannot_be_started_and_is_replaced() {
     let mapping = format!("{}={}", far.display(), new.display());
     let target = site.directory("target");
     for signal in [Signal::KILL, Signal::TERM] {
-        let mut child = site.command(&["restore", "--tablespace", &mapping, "--target-dir"]).arg(&target).spawn();
-        process::poll(Duration::from_secs(30), || target.join("ballast").exists().then_some(())).expect("it writes");
+        let mut child =
+            site.command(&["restore", "--tablespace", &mapping, "--target-dir"]).arg(&target).spawn();
+        process::poll(Duration::from_secs(30), || target.join("ballast").exists().then_some(()))
+            .expect("it writes");
         process::signal(child.id(), signal);
         let code = process::wait(&mut child, Duration::from_secs(10)).expect("it ends");
         assert_ne!(code, 0);
@@ -624,7 +649,11 @@ fn a_full_disk_is_said_and_a_second_try_with_room_works() {
     let _unmount = Unmount(volume.clone());
     process::give(&volume);
     let output = site.try_restore("volume", &[]).expect_code(1);
-    assert!(output.stderr.contains("No space left") && output.stderr.contains("make room"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("No space left") && output.stderr.contains("make room"),
+        "{}",
+        output.stderr
+    );
     assert!(!volume.join("global/pg_control").exists());
     assert!(mount("remount,size=512m"));
     assert_eq!(steps(&site.restore_and_start("volume", &[])), "1");
@@ -651,7 +680,12 @@ fn the_restore_command_works_from_the_oddest_places() {
     let config = site.scratch.write(&format!("{odd}/config file.json"), site.configuration.to_string());
     let restore = |site: &Site, name: &str| {
         let target = place.join(name);
-        crate::binary::pgkeep(["restore", "--config"]).arg(&config).arg("--target-dir").arg(&target).run().success();
+        crate::binary::pgkeep(["restore", "--config"])
+            .arg(&config)
+            .arg("--target-dir")
+            .arg(&target)
+            .run()
+            .success();
         let restored = Server::on_restored(site.server.major(), &target);
         restored.wait_recovered();
         assert_eq!(steps(&restored), "1 2", "{name}");
@@ -662,7 +696,12 @@ fn the_restore_command_works_from_the_oddest_places() {
     site.configuration["http_port"] = json!(agent.address().port());
     let config = site.scratch.write(&format!("{odd}/config file.json"), site.configuration.to_string());
     let target = place.join("the agent's data");
-    crate::binary::pgkeep(["restore", "--config"]).arg(&config).arg("--target-dir").arg(&target).run().success();
+    crate::binary::pgkeep(["restore", "--config"])
+        .arg(&config)
+        .arg("--target-dir")
+        .arg(&target)
+        .run()
+        .success();
     let restored = Server::on_restored(site.server.major(), &target);
     restored.wait_recovered();
     assert_eq!(steps(&restored), "1 2");

@@ -508,8 +508,9 @@ impl Server {
     /// this version's own `pg_waldump`. `Err` is what the tool says.
     pub fn verify_backup(major: u32, directory: &Path) -> Result<(), String> {
         let own = program(major, "pg_verifybackup").is_some() && program(major, "pg_waldump").is_some();
-        let has_wal = fs::read_dir(directory.join("pg_wal"))
-            .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().len() == 24)));
+        let has_wal = fs::read_dir(directory.join("pg_wal")).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().len() == 24))
+        });
         let candidate = (major..=MAJORS[5]).find_map(|version| program(version, "pg_verifybackup"));
         let mut command = process::command(&candidate.expect("pg_verifybackup"), "KILL");
         if !own || !has_wal {
