@@ -313,7 +313,7 @@ fn an_agent_whose_storage_is_down_lives_says_so_and_never_that_wal_does_not_exis
         &["`s3://b?endpoint=http://127.0.0.1:", "Connection refused"],
         "endpoint can be reached",
     );
-    let mut agent = Agent::start(&configuration);
+    let mut agent = Agent::start_without_storage(&configuration);
     let file = "000000010000000000000001";
     assert_eq!(agent.get(&format!("/main/archive/{file}")).status, 503);
     assert_eq!(http::head(agent.address(), &format!("/main/archive/{file}")).unwrap().status, 503);
