@@ -1,11 +1,12 @@
 //! One cluster under care: its repository, its receiver, its base backups.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -30,8 +31,6 @@ const ARCHIVE_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
 /// A reason that does not change is told again after this long.
 const REMIND_INTERVAL: Duration = Duration::from_mins(1);
-/// A receiver that has run for so long is streaming, even if an idle server gives it nothing to report.
-const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// What nobody but an operator can mend is not worth knocking for more often.
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
@@ -267,8 +266,14 @@ async fn refused_to_stop(site: &Site, cancel: &CancellationToken) {
 }
 
 async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, ArchiveError> {
-    let known = site.known().await?;
-    let mut connected = nodes::connect(&site.config).await?;
+    // Until something is received there is nothing to be stored, and nothing to wait for on the way out.
+    let (known, mut connected) = tokio::select! { biased;
+        () = cancel.cancelled() => return Ok(Ended::Cancelled),
+        prepared = async {
+            let known = site.known().await?;
+            Ok::<_, ArchiveError>((known, nodes::connect(&site.config).await?))
+        } => prepared?,
+    };
     let slot = Slot::Permanent(nodes::slot_name(&site.config, connected.node)?);
     let server = ServerStatus {
         place: connected.connection.place().to_owned(),
@@ -306,19 +311,31 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
     };
     let settings = &site.receiver;
     let connection = &mut connected.connection;
-    let mut position = site.position.subscribe();
-    let settled = async {
-        let _ = timeout(SETTLE_TIME, position.changed()).await;
-        site.status.update(|status| {
-            status.archiving.state = "streaming";
-            status.archiving.last_error = None;
-        });
-        std::future::pending().await
+    let watched = follow_recovery(site);
+    let ended = tokio::select! { biased;
+        ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel) => ended?,
+        never = watched => match never {},
     };
-    tokio::select! { biased;
-        ended = wal::archive(connection, &site.repository, known, &slot, settings, &reports, cancel) => Ok(ended?),
-        never = settled => never,
+    Ok(ended)
+}
+
+/// Says that WAL is streamed once it is, and forgets the last error when it has passed: when something is
+/// stored again, or everything is.
+async fn follow_recovery(site: &Site) -> Infallible {
+    let mut position = site.position.subscribe();
+    let mut first: Option<Position> = None;
+    while position.changed().await.is_ok() {
+        let Some(now) = *position.borrow_and_update() else { continue };
+        let first = *first.get_or_insert_with(|| {
+            site.status.update(|status| status.archiving.state = "streaming");
+            now
+        });
+        if now.stored > first.stored || (now.server > first.server && now.stored >= now.server) {
+            site.status.update(|status| status.archiving.last_error = None);
+            break;
+        }
     }
+    std::future::pending().await
 }
 
 /// Takes base backups when they are due, and prunes after each, until cancelled.

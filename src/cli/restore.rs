@@ -231,7 +231,7 @@ fn tablespace_targets(
                 target.display()
             )));
         }
-        if restore::look_at(&target)? != Found::Empty && restore::look_at(directory)? != Found::Unfinished {
+        if !restore::may_fill(directory, &target)? {
             let failure = Failure::new(
                 Exit::TargetNotEmpty,
                 format!(

@@ -28,7 +28,8 @@ use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Reposito
 const RUN_SIZE: u64 = 4 << 20;
 
 /// Stands in the target directory while a restore is under way. Whoever finds it knows that the directory
-/// was empty before and holds nothing but the beginning of a restore.
+/// was empty before and holds nothing but the beginning of a restore. The same goes for the tablespace
+/// directories it lists, each after a zero byte, and for no others.
 const MARKER: &str = ".pgkeep-restore";
 
 const CONTROL_FILE: &[u8] = b"global/pg_control";
@@ -78,13 +79,28 @@ pub fn look_at(directory: &Path) -> Result<Found, Error> {
     }
     if empty {
         Ok(Found::Empty)
+    } else if directory.join("global/pg_control").exists() {
+        // Even with a marker: whoever was cut short after giving this name has left a whole data directory.
+        Ok(Found::DataDirectory)
     } else if directory.join(MARKER).exists() {
         Ok(Found::Unfinished)
-    } else if directory.join("global/pg_control").exists() {
-        Ok(Found::DataDirectory)
     } else {
         Ok(Found::Other)
     }
+}
+
+/// Whether `tablespace` may be filled by a restore into `directory`: it is empty, or holds only what a
+/// restore into `directory` that was cut short has written there.
+pub fn may_fill(directory: &Path, tablespace: &Path) -> Result<bool, Error> {
+    if look_at(tablespace)? == Found::Empty {
+        return Ok(true);
+    }
+    if look_at(directory)? != Found::Unfinished {
+        return Ok(false);
+    }
+    let marker = directory.join(MARKER);
+    let text = fs::read(&marker).map_err(|error| Error::io("read", &marker, error))?;
+    Ok(text.split(|byte| *byte == 0).skip(1).any(|listed| listed == tablespace.as_os_str().as_bytes()))
 }
 
 /// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
@@ -159,19 +175,23 @@ async fn blocking<T: Send + 'static>(
 
 /// Refuses directories that are in use, and makes those that are needed.
 fn prepare(work: &Work<'_>) -> Result<(), Error> {
-    for directory in work.tablespaces.iter().map(|target| &target.directory) {
-        // The data directory's marker says that these too hold only the beginning of a restore.
-        let restarted = look_at(&work.directory)? == Found::Unfinished;
-        match look_at(directory)? {
-            Found::Empty => {}
-            _ if restarted => remove_contents(directory)?,
-            _ => return Err(Error::NotEmpty(directory.clone())),
+    // Everything is looked at before anything is removed.
+    for target in &work.tablespaces {
+        if !may_fill(&work.directory, &target.directory)? {
+            return Err(Error::NotEmpty(target.directory.clone()));
         }
     }
-    match look_at(&work.directory)? {
-        Found::Empty => {}
-        Found::Unfinished => remove_contents(&work.directory)?,
-        Found::DataDirectory | Found::Other => return Err(Error::NotEmpty(work.directory.clone())),
+    let found = look_at(&work.directory)?;
+    if matches!(found, Found::DataDirectory | Found::Other) {
+        return Err(Error::NotEmpty(work.directory.clone()));
+    }
+    for target in &work.tablespaces {
+        if look_at(&target.directory)? != Found::Empty {
+            remove_contents(&target.directory)?;
+        }
+    }
+    if found == Found::Unfinished {
+        remove_contents(&work.directory)?;
     }
     for directory in
         [&work.directory].into_iter().chain(work.tablespaces.iter().map(|target| &target.directory))
@@ -183,8 +203,12 @@ fn prepare(work: &Work<'_>) -> Result<(), Error> {
         }
     }
     let marker = work.directory.join(MARKER);
-    fs::write(&marker, "a restore is under way or was cut short; what is here may be removed\n")
-        .map_err(|error| Error::io("write", &marker, error))?;
+    let mut text = b"a restore is under way or was cut short; what is here may be removed\n".to_vec();
+    for target in &work.tablespaces {
+        text.push(0);
+        text.extend_from_slice(target.directory.as_os_str().as_bytes());
+    }
+    fs::write(&marker, text).map_err(|error| Error::io("write", &marker, error))?;
     sync_directory(&work.directory)
 }
 

@@ -38,6 +38,10 @@ const REPEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// client that stops reading can hold up the server's shutdown and even its checkpoints.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the server is given, once cancelled, to send what it has: usually a millisecond is enough. What
+/// a receiver far behind does not get, the slot keeps.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+
 /// Room that must be free before another message is read: XLogData carries at most 128 KiB
 /// (`MAX_SEND_SIZE` in the server's walsender.c), and pages are charged when they are full.
 const MESSAGE_ROOM: usize = 2 * PAGE_SIZE;
@@ -162,6 +166,16 @@ enum Done {
     Abandoned,
 }
 
+/// Taking leave of a server that goes on. After its first answer to our question it looks for new WAL, and
+/// whatever it finds it announces before its second answer. So then it is known what had been flushed when
+/// the caller cancelled.
+struct Farewell {
+    until: Instant,
+    answers: u8,
+    /// Known with the second answer.
+    goal: Option<Lsn>,
+}
+
 /// Streams `run` until it ends. `connection` must have been put into streaming.
 pub async fn stream(
     connection: &mut Connection,
@@ -194,9 +208,18 @@ pub async fn stream(
         asked: None,
         answer_due: false,
         stalled: None,
+        farewell: None,
         steps: Vec::new(),
     };
-    stream.run(connection, cancel).await
+    let ended = stream.run(connection, cancel).await;
+    if let Err(Error::Server(_)) = ended {
+        // Whatever became of the server, what it sent counts: these may be its last commits.
+        let stored = tokio::time::timeout(settings.shutdown_grace, stream.settle()).await;
+        if !matches!(stored, Ok(Ok(()))) {
+            warn!("the connection was lost and its last WAL could not be stored");
+        }
+    }
+    ended
 }
 
 /// The pieces stored of one segment.
@@ -220,6 +243,7 @@ struct Stream<'a> {
     ledger: StoredLedger,
     /// The pieces of the segment at hand.
     tail: Tail,
+    /// There may be pieces, of this segment or one before it; without any, nothing is cleaned.
     has_pieces: bool,
     open: Option<OpenSegment>,
     tasks: JoinSet<Result<Done, Error>>,
@@ -238,6 +262,8 @@ struct Stream<'a> {
     answer_due: bool,
     /// Since when the budget has had no room.
     stalled: Option<Instant>,
+    /// The caller cancelled: what the server has now is still received.
+    farewell: Option<Farewell>,
     steps: Vec<Step>,
 }
 
@@ -247,6 +273,9 @@ impl Stream<'_> {
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush = interval(self.settings.flush_interval);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // That we stream is news, even from where an earlier connection got to.
+        self.publish();
+        self.position.send_modify(|_| {});
         loop {
             self.publish();
             let has_bytes = self.settings.budget.has_room(MESSAGE_ROOM);
@@ -257,12 +286,22 @@ impl Stream<'_> {
                 (None, Some((since, _))) => Some(since + self.settings.shutdown_grace),
                 (None, None) => None,
             };
+            let goal = self.farewell.as_ref().and_then(|farewell| farewell.goal);
+            if goal.is_some_and(|goal| self.assembler.received() >= goal) {
+                return self.finish(connection).await;
+            }
             let answer_due = self.answer_due.then_some(self.last_report + REPEAT_INTERVAL);
             tokio::select! { biased;
-                () = cancel.cancelled() => return self.finish(connection).await,
+                () = cancel.cancelled(), if self.farewell.is_none() => {
+                    self.farewell = Some(Farewell { until: Instant::now() + FAREWELL_LIMIT, answers: 0, goal: None });
+                    self.ask(connection).await?;
+                }
+                () = at(self.farewell.as_ref().map(|farewell| farewell.until)) => {
+                    return self.finish(connection).await;
+                }
                 _ = status.tick() => self.report(connection).await?,
                 () = at(answer_due) => self.report(connection).await?,
-                () = at(give_up) => return Err(Error::StorageStalled(self.settings.shutdown_grace)),
+                () = at(give_up) => return self.let_go(connection, cancel).await,
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.record(done)?;
                     if self.reported != Some((self.assembler.received(), self.ledger.stored())) {
@@ -280,6 +319,13 @@ impl Stream<'_> {
                         self.server = self.server.max(wal_end);
                         if reply_requested {
                             self.answer(connection).await?;
+                        } else if let Some(farewell) = &mut self.farewell {
+                            farewell.answers += 1;
+                            match farewell.answers {
+                                1 => self.ask(connection).await?,
+                                2 => farewell.goal = Some(self.server),
+                                _ => {}
+                            }
                         }
                     }
                     WalMessage::TimelineEnded { next, switch } => {
@@ -321,6 +367,12 @@ impl Stream<'_> {
             self.asked = None;
         }
         Ok(())
+    }
+
+    /// Asks the server for a sign of life.
+    async fn ask(&self, connection: &mut Connection) -> Result<(), Error> {
+        let (received, stored) = (self.assembler.received(), self.ledger.stored());
+        Ok(connection.send_status(received.max(stored), stored, true).await?)
     }
 
     /// The server asks for a reply. It is alive and checks on us, or it shuts down or waits for a commit
@@ -412,7 +464,7 @@ impl Stream<'_> {
 
     /// Stores what is not stored of the unfinished segment, unless that is under way.
     fn flush(&mut self) -> Result<(), Error> {
-        if self.is_stored() || self.piece_in_flight.is_some() {
+        if self.is_stored() || self.piece_in_flight.is_some() || self.open.is_none() {
             return Ok(());
         }
         if let Some(chunk) = self.assembler.flush() {
@@ -445,6 +497,7 @@ impl Stream<'_> {
         let facts = Facts { pg_version: Some(self.run.pg_version) };
         self.tasks.spawn(store_piece(self.repository.clone(), *name, piece, facts, bytes));
         self.piece_in_flight = Some(*name);
+        self.has_pieces = true;
         Ok(())
     }
 
@@ -457,7 +510,6 @@ impl Stream<'_> {
             }
             Done::Piece(segment, piece) => {
                 self.piece_in_flight = None;
-                self.has_pieces = true;
                 let start = self.run.size.start(segment);
                 self.ledger
                     .record(start.advance(u64::from(piece.start)), start.advance(u64::from(piece.end)));
@@ -479,12 +531,14 @@ impl Stream<'_> {
             Done::Abandoned => self.segments -= 1,
         }
         if self.has_pieces {
+            // A piece that is still on its way would be left behind.
             let ready: Vec<_> =
                 self.to_clean.extract_if(.., |segment| self.piece_in_flight != Some(*segment)).collect();
             for segment in ready {
                 self.tasks.spawn(clean_segment(self.repository.clone(), segment));
-                self.has_pieces = self.open.is_some() && self.tail.end() > 0;
             }
+            self.has_pieces =
+                !self.to_clean.is_empty() || self.piece_in_flight.is_some() || self.tail.end() > 0;
         } else {
             self.to_clean.clear();
         }
@@ -493,7 +547,8 @@ impl Stream<'_> {
 
     /// Stores the tail and waits for everything under way.
     async fn settle(&mut self) -> Result<(), Error> {
-        loop {
+        // Without a window there are no pieces: the server holds this segment whole and sends it again.
+        while self.open.as_ref().is_some_and(|open| open.window.is_some()) {
             self.flush()?;
             if self.is_stored() && self.piece_in_flight.is_none() {
                 break;
@@ -508,6 +563,24 @@ impl Stream<'_> {
         }
         self.publish();
         Ok(())
+    }
+
+    /// Storage takes no data, or too slowly: lets the server go its way, then waits for what is under way.
+    /// Thrown away it would have to be stored from its beginning, and slow storage would never get on.
+    async fn let_go(
+        &mut self,
+        connection: &mut Connection,
+        cancel: &CancellationToken,
+    ) -> Result<Ended, Error> {
+        let stalled = Error::StorageStalled(self.settings.shutdown_grace);
+        if !matches!(tokio::time::timeout(FAREWELL_LIMIT, connection.stop()).await, Ok(Ok(()))) {
+            return Err(stalled);
+        }
+        tokio::select! { biased;
+            () = cancel.cancelled() => {}
+            settled = self.settle() => settled?,
+        }
+        Err(stalled)
     }
 
     /// Ends because the caller wants it: the tail is stored, the server told, the connection closed.
