@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -31,6 +31,8 @@ const ARCHIVE_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
 /// A reason that does not change is told again after this long.
 const REMIND_INTERVAL: Duration = Duration::from_mins(1);
+/// A receiver that has had nothing to report for so long streams from an idle server.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 /// What nobody but an operator can mend is not worth knocking for more often.
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
@@ -325,17 +327,25 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
 }
 
 /// Says that WAL is streamed once it is, and forgets the last error when it has passed: when something is
-/// stored again, or everything is.
+/// stored again, or everything is, or nothing has been left to store for a while.
 async fn follow_recovery(site: &Site) -> Infallible {
     let mut position = site.position.subscribe();
     let mut first: Option<Position> = None;
-    while position.changed().await.is_ok() {
+    loop {
+        let idle = match timeout(SETTLE_TIME, position.changed()).await {
+            Ok(Ok(())) => false,
+            Ok(Err(_)) => break,
+            // Before the first report there is nothing to say.
+            Err(_) if first.is_none() => continue,
+            Err(_) => true,
+        };
         let Some(now) = *position.borrow_and_update() else { continue };
         let first = *first.get_or_insert_with(|| {
             site.status.update(|status| status.archiving.state = "streaming");
             now
         });
-        if now.stored > first.stored || (now.server > first.server && now.stored >= now.server) {
+        let all_stored = now.stored >= now.server;
+        if now.stored > first.stored || (all_stored && (idle || now.server > first.server)) {
             site.status.update(|status| status.archiving.last_error = None);
             break;
         }
