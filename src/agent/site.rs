@@ -61,6 +61,18 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
+/// Bytes in a part of a multipart upload, of which an object holds up to three: S3 wants at least 5 MiB, and
+/// larger ones only save requests.
+fn part_size(memory_limit: u64) -> usize {
+    usize::try_from(memory_limit / 12).unwrap_or(usize::MAX).clamp(5 << 20, 16 << 20)
+}
+
+/// How many frames may be under way within a memory limit: each takes some 4 MiB in a backup, with its
+/// compressor, and some 6 MiB in a restore, and both leave three quarters of the limit to the rest.
+fn memory_bound(limit: u64) -> usize {
+    usize::try_from(limit / (16 << 20)).unwrap_or(usize::MAX).max(1)
+}
+
 impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -105,6 +117,7 @@ impl Site {
             compression: config.compression,
             level: config.compression_level,
             host: host.clone(),
+            part_size: part_size(config.memory_limit),
             ..RepositorySettings::default()
         };
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
@@ -121,7 +134,7 @@ impl Site {
             status: StatusCell::new(status),
             expected: watch::Sender::new(Expected::default()),
             host,
-            parallelism: config.parallelism,
+            parallelism: config.parallelism.min(memory_bound(config.memory_limit)),
             backup_wanted: Notify::new(),
             config: site.clone(),
         })
