@@ -185,6 +185,11 @@ impl ArchiveError {
         }
     }
 
+    /// Whether storage is what fails. It does not mind being asked, and PostgreSQL keeps WAL meanwhile.
+    const fn is_of_storage(&self) -> bool {
+        matches!(self, Self::Repository(_) | Self::Wal(wal::Error::Repository(_)))
+    }
+
     /// Whether it may pass without anybody's help.
     fn is_transient(&self) -> bool {
         match self {
@@ -242,7 +247,7 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
                 let (message, hint) = (chain(&error), error.hint());
                 let transient = error.is_transient();
                 let again = backoff.next().unwrap_or(ARCHIVE_RETRY.max);
-                let again = if transient { again } else { OPERATOR_RETRY };
+                let again = if transient || error.is_of_storage() { again } else { OPERATOR_RETRY };
                 told.tell(&site.config.name, &message, hint.as_deref(), transient, again);
                 site.status.failed(&message, hint);
                 again

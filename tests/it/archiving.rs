@@ -397,7 +397,7 @@ fn kills_of_the_server_under_load_leave_no_hole() {
         rig.wait_stored(&agent);
         let writer = Writer::start(&rig.server, Duration::from_millis(1));
         for _ in 0..3 {
-            rig.server.load(5_000);
+            rig.server.load(15_000);
             writer.wait_for_more(20);
             rig.server.kill();
             rig.server.start_again();
