@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! PostgreSQL ──replication──▶ postgres ─▶ wal | basebackup ─▶ repository{ codec ─▶ storage } ─▶ catalog
-//! PostgreSQL ◀─restore_command── serve ◀── repository ◀── catalog ◀── restore · retention · verify
+//! PostgreSQL ◀─restore_command── serve ◀── repository ◀── catalog ◀── restore · retention
 //! ```
 //!
 //! Each room below knows only the rooms of lower levels; `docs/design.md` tells why, and

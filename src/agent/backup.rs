@@ -28,7 +28,7 @@ use crate::wal::{self, Position, Reports, Slot};
 /// How often the archive is looked at while somebody else fills it.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// With no WAL archived for this long, whoever archived it has stopped.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What the user or the schedule asks for.
 #[derive(Clone, Debug, Default)]
@@ -204,17 +204,9 @@ where
     };
     let waited = |timeline, start, stop| wal_stored(timeline, start, stop, identity);
     let clock: &dyn Clock = &SystemClock;
-    let record = basebackup::take(
-        &mut connected.connection,
-        &identity,
-        &site.repository,
-        &request,
-        clock,
-        progress,
-        waited,
-        cancel,
-    )
-    .await?;
+    let ends =
+        basebackup::Ends { connection: &mut connected.connection, identity, repository: &site.repository };
+    let record = basebackup::take(ends, &request, clock, progress, waited, cancel).await?;
     Ok(record)
 }
 

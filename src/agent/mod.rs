@@ -3,6 +3,7 @@
 mod backup;
 mod coverage;
 mod nodes;
+mod opening;
 mod site;
 mod status;
 
@@ -10,23 +11,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
 pub use nodes::NodesError;
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;
 
-use crate::config::{Config, HttpConfig, SiteConfig, WalIntake};
-use crate::runtime::{RetryPolicy, Signals, Stopped, TaskEnd, TaskGroup, retry};
+use crate::config::{self, Config, HttpConfig, WalIntake};
+use crate::runtime::{Signal, Signals, TaskEnd, TaskGroup};
 use crate::serve;
-use crate::storage::Access;
-
-/// Storage that cannot be reached at start is waited for; PostgreSQL keeps its WAL meanwhile.
-const OPEN_RETRY: RetryPolicy =
-    RetryPolicy { first: Duration::from_millis(500), max: Duration::from_secs(15), give_up_after: None };
+use opening::Opening;
+use site::chain as causes;
 
 /// What tasks get beyond the grace given to storage before they are abandoned.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
@@ -64,43 +65,94 @@ impl Error {
     }
 }
 
-/// Runs the agent until it is told to stop.
-pub async fn run(config: &Config) -> Result<(), Error> {
+/// Runs the agent until it is told to stop. When it is told to (SIGHUP), it calls `reload` and starts anew
+/// with what that returns; a configuration that cannot be used leaves it as it is.
+pub async fn run(
+    mut config: Config,
+    reload: &dyn Fn() -> Result<Config, config::Error>,
+) -> Result<(), Error> {
     let mut signals = Signals::install().map_err(Error::Signals)?;
+    while let Some(next) = run_with(&config, &mut signals, reload).await? {
+        info!("starting anew with the new configuration");
+        config = next;
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Runs with one configuration; returns the next one, if there is one.
+async fn run_with(
+    config: &Config,
+    signals: &mut Signals,
+    reload: &dyn Fn() -> Result<Config, config::Error>,
+) -> Result<Option<Config>, Error> {
     let listener = listen(&config.http).await?;
     let cancel = CancellationToken::new();
-    let sites = tokio::select! { biased;
-        _ = signals.next() => return Ok(()),
-        sites = open_sites(config, &cancel) => sites?,
-    };
-    let grace = sites.iter().map(|site| site.config.shutdown_grace).max().unwrap_or_default() + DRAIN_MARGIN;
-
-    let mut archiving = TaskGroup::new(&cancel);
-    for site in sites.iter().filter(|site| site.config.active) {
-        let name = &site.config.name;
-        if site.config.wal_intake == WalIntake::Stream {
-            let site = Arc::clone(site);
-            archiving.spawn(format!("archiving of {name}"), move |cancel| site::keep_archiving(site, cancel));
-        }
-        let site = Arc::clone(site);
-        archiving.spawn(format!("base backups of {name}"), move |cancel| site::keep_backing_up(site, cancel));
-    }
+    let openings: Arc<[Opening]> = config.sites.iter().map(Opening::new).collect();
     let mut serving = TaskGroup::new(&CancellationToken::new());
-    let deps = dependencies(config, &sites);
+    let deps = dependencies(config, &openings);
     serving.spawn("HTTP server", move |cancel| serve::run(listener, deps, cancel));
-    info!(sites = sites.len(), address = config.http.address, port = config.http.port, "pgkeep runs");
+    info!(sites = openings.len(), address = config.http.address, port = config.http.port, "pgkeep runs");
 
-    let ended = tokio::select! { biased;
-        signal = signals.next() => { info!(?signal, "stopping"); None }
-        ended = archiving.unexpected_end() => Some(ended),
-        ended = serving.unexpected_end() => Some(ended),
+    let mut opening: FuturesUnordered<_> =
+        openings.iter().map(|opening| opening.open(config, &cancel)).collect();
+    let mut archiving = TaskGroup::new(&cancel);
+    let mut next = None;
+    let ended = loop {
+        tokio::select! { biased;
+            signal = signals.next() => match signal {
+                Signal::Reload => match reload() {
+                    Ok(config) => {
+                        info!("the configuration is read again; it counts as soon as no base backup runs");
+                        next = Some(config);
+                    }
+                    Err(error) => {
+                        let hint = error.hint();
+                        error!(error = causes(&error), hint, "the new configuration cannot be used; the old one stays");
+                    }
+                },
+                signal => {
+                    info!(?signal, "stopping");
+                    next = None;
+                    break Ok(());
+                }
+            },
+            () = no_backup_runs(&openings), if next.is_some() => break Ok(()),
+            Some(opened) = opening.next() => match opened {
+                Ok(Some(site)) => start(&mut archiving, &site),
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            },
+            ended = archiving.unexpected_end() => break Err(ended.into()),
+            ended = serving.unexpected_end() => break Err(ended.into()),
+        }
     };
+    let grace = config.sites.iter().map(|site| site.shutdown_grace).max().unwrap_or_default() + DRAIN_MARGIN;
     for name in archiving.drain(grace).await {
         warn!(task = name, "did not stop in time");
     }
     serving.drain(DRAIN_MARGIN).await;
-    info!("stopped");
-    ended.map_or(Ok(()), |ended| Err(ended.into()))
+    ended.map(|()| next)
+}
+
+/// Starts what an opened site needs.
+fn start(archiving: &mut TaskGroup, site: &Arc<Site>) {
+    if !site.config.active {
+        return;
+    }
+    let name = &site.config.name;
+    if site.config.wal_intake == WalIntake::Stream {
+        let site = Arc::clone(site);
+        archiving.spawn(format!("archiving of {name}"), move |cancel| site::keep_archiving(site, cancel));
+    }
+    let site = Arc::clone(site);
+    archiving.spawn(format!("base backups of {name}"), move |cancel| site::keep_backing_up(site, cancel));
+}
+
+async fn no_backup_runs(openings: &[Opening]) {
+    while openings.iter().any(|opening| opening.status().backup.running) {
+        sleep(Duration::from_secs(1)).await;
+    }
 }
 
 async fn listen(http: &HttpConfig) -> Result<TcpListener, Error> {
@@ -119,50 +171,20 @@ async fn listen(http: &HttpConfig) -> Result<TcpListener, Error> {
     })
 }
 
-async fn open_sites(config: &Config, cancel: &CancellationToken) -> Result<Vec<Arc<Site>>, Error> {
-    let mut sites = Vec::new();
-    for site in &config.sites {
-        let opened =
-            retry("open storage", &OPEN_RETRY, cancel, SiteError::is_transient, || open(config, site)).await;
-        match opened {
-            Ok(site) => sites.push(Arc::new(site)),
-            Err(Stopped::Cancelled) => return Ok(sites),
-            Err(Stopped::Failed(source)) => return Err(Error::Site { site: site.name.clone(), source }),
-        }
-    }
-    Ok(sites)
-}
-
-async fn open(config: &Config, site: &SiteConfig) -> Result<Site, SiteError> {
-    Site::open(config, site, Access::Write).await
-}
-
-fn dependencies(config: &Config, sites: &[Arc<Site>]) -> serve::Deps {
-    let served = sites
-        .iter()
-        .map(|site| serve::Site {
-            name: site.config.name.clone(),
-            repository: site.repository.clone(),
-            data_directory: site.config.data_directory.clone(),
-            expected: site.expected.subscribe(),
-        })
-        .collect();
-    let watched: Vec<Arc<Site>> = sites.to_vec();
+fn dependencies(config: &Config, openings: &Arc<[Opening]>) -> serve::Deps {
+    let (watched, asked) = (Arc::clone(openings), Arc::clone(openings));
     let status = move || {
         let sites: serde_json::Map<_, _> = watched
             .iter()
-            .map(|site| {
-                let position = *site.position.borrow();
-                let status = serde_json::to_value(site.status.snapshot(position)).unwrap_or_default();
-                (site.config.name.clone(), status)
-            })
+            .map(Opening::status)
+            .map(|status| (status.site.clone(), serde_json::to_value(status).unwrap_or_default()))
             .collect();
         serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "sites": sites })
     };
     serve::Deps {
-        sites: served,
+        sites: openings.iter().map(Opening::served).collect(),
         status: Arc::new(status),
-        ready: Arc::new(|| Ok(())),
+        ready: Arc::new(move || asked.iter().try_for_each(Opening::ready)),
         limits: serve::Limits::default(),
         credentials: config
             .http

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::backup::{self, Wish};
 use super::nodes::{self, NodesError};
-use super::status::{ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
+use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use crate::basebackup::Schedule;
 use crate::catalog::Catalog;
 use crate::config::{CheckpointMode, Config, SiteConfig, WalIntake};
@@ -29,11 +29,13 @@ const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
 /// Attempts to archive again: quick at first, then about as often as a server needs to come back.
 const ARCHIVE_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
+/// A reason that does not change is told again after this long.
+const REMIND_INTERVAL: Duration = Duration::from_mins(1);
 /// What nobody but an operator can mend is not worth knocking for more often.
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
 const BACKUP_RETRY: RetryPolicy =
-    RetryPolicy { first: Duration::from_secs(60), max: Duration::from_secs(3600), give_up_after: None };
+    RetryPolicy { first: Duration::from_mins(1), max: Duration::from_hours(1), give_up_after: None };
 
 /// A site with its repository opened.
 pub struct Site {
@@ -94,10 +96,11 @@ impl Site {
                 ConditionalPut::Honoured => "honoured",
                 ConditionalPut::Ignored => "ignored",
             }),
+            archiving: ArchivingStatus { state: "off", ..ArchivingStatus::default() },
             ..SiteStatus::default()
         };
         let settings = RepositorySettings {
-            compression: config.compression.into(),
+            compression: config.compression,
             level: config.compression_level,
             host: host.clone(),
             ..RepositorySettings::default()
@@ -140,10 +143,10 @@ impl Site {
         }
         Ok(Known { identity, end })
     }
+}
 
-    fn failed(&self, message: &str, hint: Option<String>) -> ErrorStatus {
-        ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint }
-    }
+fn failed_now(message: &str, hint: Option<String>) -> ErrorStatus {
+    ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint }
 }
 
 /// An error and its causes in one line.
@@ -195,9 +198,30 @@ impl ArchiveError {
     }
 }
 
+/// The last reason told, so that attempts that fail for the same one do not fill the log.
+#[derive(Default)]
+struct Told(Option<(String, Instant)>);
+
+impl Told {
+    fn tell(&mut self, site: &str, message: &str, hint: Option<&str>, transient: bool, again: Duration) {
+        let again_in = format!("{:.1} s", again.as_secs_f32());
+        if self.0.as_ref().is_some_and(|(last, at)| last == message && at.elapsed() < REMIND_INTERVAL) {
+            debug!(site, error = message, again_in, "archiving stopped, as before");
+            return;
+        }
+        if transient {
+            warn!(site, error = message, hint, again_in, "archiving stopped");
+        } else {
+            error!(site, error = message, hint, again_in, "archiving stopped");
+        }
+        self.0 = Some((message.to_owned(), Instant::now()));
+    }
+}
+
 /// Archives WAL until cancelled, through every failure.
 pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Result<(), BoxError> {
     let mut backoff = Backoff::new(&ARCHIVE_RETRY, rand::random());
+    let mut told = Told::default();
     while !cancel.is_cancelled() {
         site.status.update(|status| status.archiving.state = "connecting");
         let before = site.position.borrow().map(|position| position.stored);
@@ -222,26 +246,8 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
                 let transient = error.is_transient();
                 let again = backoff.next().unwrap_or(ARCHIVE_RETRY.max);
                 let again = if transient || error.is_of_storage() { again } else { OPERATOR_RETRY };
-                let seconds = again.as_secs_f32();
-                if transient {
-                    warn!(
-                        site = site.config.name,
-                        error = message,
-                        hint,
-                        again_in = seconds,
-                        "archiving stopped"
-                    );
-                } else {
-                    error!(
-                        site = site.config.name,
-                        error = message,
-                        hint,
-                        again_in = seconds,
-                        "archiving stopped"
-                    );
-                }
-                let failed = site.failed(&message, hint);
-                site.status.update(|status| status.archiving.last_error = Some(failed));
+                told.tell(&site.config.name, &message, hint.as_deref(), transient, again);
+                site.status.failed(&message, hint);
                 again
             }
         };
@@ -293,9 +299,7 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
             "none of the nodes is a primary; archiving from a standby"
         );
     }
-    site.status.update(|status| {
-        status.server = Some(server);
-    });
+    site.status.update(|status| status.server = Some(server));
     let reports = Reports {
         position: &site.position,
         gap: &|gap| {
@@ -412,7 +416,7 @@ async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
         Err(error) => {
             let (message, hint) = (chain(&error), error.hint());
             error!(site = site.config.name, error = message, hint, "the base backup failed");
-            (false, Some(site.failed(&message, hint)))
+            (false, Some(failed_now(&message, hint)))
         }
     };
     site.status.update(|status| {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::postgres::{Lsn, TimelineId};
+use crate::runtime::{Clock, SystemClock};
 use crate::wal::Position;
 
 /// One site as it is now.
@@ -36,7 +37,7 @@ pub struct ServerStatus {
 /// How archiving stands.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ArchivingStatus {
-    /// `streaming`, `connecting`, `waiting` (for another attempt) or `off`.
+    /// `opening storage`, `connecting`, `streaming`, `waiting` (for another attempt) or `off`.
     pub state: &'static str,
     pub timeline: Option<TimelineId>,
     pub received_lsn: Option<Lsn>,
@@ -84,6 +85,12 @@ impl StatusCell {
 
     pub fn update(&self, change: impl FnOnce(&mut SiteStatus)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes what keeps archiving from going on.
+    pub fn failed(&self, message: &str, hint: Option<String>) {
+        let error = ErrorStatus { time: SystemClock.now(), message: message.to_owned(), hint };
+        self.update(|status| status.archiving.last_error = Some(error));
     }
 
     /// The status with the receiver's present position.

@@ -16,6 +16,8 @@ pub enum Error {
     Path(#[from] catalog::FileListError),
     #[error("the server sent an archive that cannot be read")]
     Tar(#[from] TarError),
+    #[error("the server's `backup_label` cannot be read")]
+    Label(#[from] postgres::ParseBackupLabelError),
     #[error("the backup is not what the server read")]
     Manifest(#[from] ManifestError),
     #[error("the WAL up to {0}, which the backup needs, could not be archived: {1}")]

@@ -91,10 +91,7 @@ impl ManifestCheck {
             let line = std::mem::take(&mut self.line);
             self.read_line(&line)?;
         }
-        let found = self.whole.finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
+        let found = hex(&self.whole.finalize());
         if self.checksum.as_deref() != Some(found.as_str()) {
             return Err(ManifestError::OwnChecksum);
         }
@@ -141,6 +138,13 @@ impl ManifestCheck {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) {
         return None;
@@ -161,7 +165,7 @@ mod tests {
                 .to_owned();
         for (at, (path, size, crc)) in files.iter().enumerate() {
             let comma = if at == 0 { "\n" } else { ",\n" };
-            let crc: String = crc.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            let crc = format!("{:08x}", crc.swap_bytes());
             write!(
                 text,
                 "{comma}{{ \"Path\": \"{path}\", \"Size\": {size}, \"Last-Modified\": \"x\", \
@@ -170,12 +174,12 @@ mod tests {
             .unwrap();
         }
         text.push_str("\n],\n\"WAL-Ranges\": [\n{ \"Timeline\": 1 }\n],\n");
-        let sum: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        let sum = hex(&Sha256::digest(text.as_bytes()));
         writeln!(text, "\"Manifest-Checksum\": \"{sum}\"}}").unwrap();
         text
     }
 
-    fn check(received: &[(&str, u64, u32)], manifest: &str, cut: usize) -> Result<(), ManifestError> {
+    fn compare(received: &[(&str, u64, u32)], manifest: &str, cut: usize) -> Result<(), ManifestError> {
         let mut check = ManifestCheck::default();
         for (path, size, crc) in received {
             check.file(path.as_bytes(), *size, *crc);
@@ -191,7 +195,7 @@ mod tests {
         let listed = [("backup_label", 200, 5), (r#"base/1/2 \"x"#, 8192, 0xDEAD_BEEF)];
         let received = [("backup_label", 200, 5), ("base/1/2 \"x", 8192, 0xDEAD_BEEF)];
         for cut in [1, 7, 64, 100_000] {
-            assert_eq!(check(&received, &manifest(&listed), cut), Ok(()));
+            assert_eq!(compare(&received, &manifest(&listed), cut), Ok(()));
         }
     }
 
@@ -199,12 +203,12 @@ mod tests {
     fn notices_other_content_a_missing_file_and_a_damaged_manifest() {
         let sent = [("backup_label", 200, 5), ("base/1/2", 8192, 7)];
         let good = manifest(&sent);
-        assert_eq!(check(&sent, &good, 64), Ok(()));
+        assert_eq!(compare(&sent, &good, 64), Ok(()));
         let other = [sent[0], ("base/1/2", 8192, 8)];
-        assert_eq!(check(&other, &good, 64), Err(ManifestError::Content));
-        assert_eq!(check(&sent[..1], &good, 64), Err(ManifestError::Count { received: 1, listed: 2 }));
+        assert_eq!(compare(&other, &good, 64), Err(ManifestError::Content));
+        assert_eq!(compare(&sent[..1], &good, 64), Err(ManifestError::Count { received: 1, listed: 2 }));
         let damaged = good.replace("\"x\"", "\"y\"");
-        assert_eq!(check(&sent, &damaged, 64), Err(ManifestError::OwnChecksum));
-        assert!(check(&sent, &good[..good.len() - 80], 64).is_err());
+        assert_eq!(compare(&sent, &damaged, 64), Err(ManifestError::OwnChecksum));
+        assert!(compare(&sent, &good[..good.len() - 80], 64).is_err());
     }
 }

@@ -10,6 +10,6 @@ mod tar_stream;
 pub use error::Error;
 pub use framing::{FRAME_SIZE, Framer, RawFrame};
 pub use manifest_check::{ManifestCheck, ManifestError};
-pub use run::{Request, take};
+pub use run::{Ends, Request, take};
 pub use schedule::Schedule;
 pub use tar_stream::{TarEntry, TarError, TarEvent, TarKind, TarStream};

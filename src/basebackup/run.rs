@@ -25,7 +25,8 @@ use crate::catalog::{
 };
 use crate::observe::Progress;
 use crate::postgres::{
-    BackupEvent, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace, TimelineId,
+    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,
+    TimelineId,
 };
 use crate::repository::{
     BackupName, BackupPart, EncodedFrame, Facts, FrameEncoder, FrameRef, ObjectName, PackId, PackWriter,
@@ -48,13 +49,18 @@ pub struct Request {
     pub parallelism: usize,
 }
 
+/// Where a backup comes from and where it goes.
+pub struct Ends<'a> {
+    pub connection: &'a mut Connection,
+    pub identity: SystemIdentity,
+    pub repository: &'a Repository,
+}
+
 /// Takes a base backup over `connection` and returns its record, which is then stored.
 ///
 /// `wal_stored` resolves when the WAL of the given timeline is stored up to the given position.
 pub async fn take<W, F>(
-    connection: &mut Connection,
-    identity: &SystemIdentity,
-    repository: &Repository,
+    ends: Ends<'_>,
     request: &Request,
     clock: &dyn Clock,
     progress: &Progress,
@@ -65,6 +71,7 @@ where
     W: FnOnce(TimelineId, Lsn, Lsn) -> F,
     F: Future<Output = Result<(), String>>,
 {
+    let Ends { connection, identity, repository } = ends;
     let name = claim(repository, request, clock).await?;
     let start_time = clock.now();
     info!(backup = %name, "starting base backup");
@@ -90,7 +97,7 @@ where
         give_up(repository, name).await;
         return Err(error);
     }
-    let record = collected.into_record(name, identity, request, start_time, stop_time);
+    let record = collected.into_record(name, &identity, request, start_time, stop_time);
     publish(repository, &record).await?;
     info!(backup = %name, plaintext = record.plaintext_bytes, stored = record.stored_bytes, "base backup stored");
     Ok(record)
@@ -164,7 +171,7 @@ async fn claim(repository: &Repository, request: &Request, clock: &dyn Clock) ->
         match repository.put(part, claim.to_string().into(), Facts::default()).await {
             Ok(_) => return Ok(name),
             Err(crate::repository::Error::Conflict { .. }) => {
-                tokio::time::sleep(Duration::from_secs(1)).await
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -358,10 +365,10 @@ impl StreamReader {
         sink.framer.end(&mut sink.frames);
         sink.framer.finish(&mut sink.frames);
         self.check.finish()?;
-        let label = String::from_utf8_lossy(&self.label);
-        if label.lines().any(|line| line == "BACKUP FROM: standby") {
-            self.read.backup_from = BackupFrom::Standby;
-        }
+        self.read.backup_from = match BackupLabel::parse(&self.label)?.source {
+            BackupSource::Primary => BackupFrom::Primary,
+            BackupSource::Standby => BackupFrom::Standby,
+        };
         Ok(self.read)
     }
 }

@@ -60,28 +60,28 @@ mod tests {
         format!("2026-11-{text}Z").parse().unwrap()
     }
 
-    fn hours(hours: i64) -> Option<SignedDuration> {
-        Some(SignedDuration::from_hours(hours))
+    fn every(hours: i64, at: Option<(u8, u8)>) -> Schedule {
+        Schedule { interval: Some(SignedDuration::from_hours(hours)), at }
     }
 
     #[test]
     fn is_due_when_there_is_none_unless_switched_off() {
         let now = time("21T10:00:00");
-        assert!(Schedule { interval: hours(24), at: None }.is_due(None, now));
-        assert!(Schedule { interval: hours(24), at: Some((3, 0)) }.is_due(None, now));
+        assert!(every(24, None).is_due(None, now));
+        assert!(every(24, Some((3, 0))).is_due(None, now));
         assert!(!Schedule { interval: None, at: None }.is_due(None, now));
     }
 
     #[test]
     fn an_interval_counts_from_the_last_start() {
-        let schedule = Schedule { interval: hours(24), at: None };
+        let schedule = every(24, None);
         assert!(!schedule.is_due(Some(time("20T10:00:01")), time("21T10:00:00")));
         assert!(schedule.is_due(Some(time("20T10:00:00")), time("21T10:00:00")));
     }
 
     #[test]
     fn a_time_of_day_is_kept_however_late_the_last_one_was() {
-        let schedule = Schedule { interval: hours(24), at: Some((3, 30)) };
+        let schedule = every(24, Some((3, 30)));
         assert!(!schedule.is_due(Some(time("20T04:10:00")), time("21T03:29:59")));
         assert!(schedule.is_due(Some(time("20T04:10:00")), time("21T03:30:00")));
         assert!(!schedule.is_due(Some(time("21T03:30:05")), time("21T23:00:00")));
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn shorter_intervals_repeat_from_the_time_of_day() {
-        let schedule = Schedule { interval: hours(6), at: Some((3, 0)) };
+        let schedule = every(6, Some((3, 0)));
         assert!(schedule.is_due(Some(time("21T03:00:00")), time("21T09:00:00")));
         assert!(!schedule.is_due(Some(time("21T03:00:00")), time("21T08:59:00")));
         assert!(schedule.is_due(Some(time("20T21:00:00")), time("21T03:00:00")));

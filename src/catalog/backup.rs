@@ -44,11 +44,11 @@ pub struct BackupRecord {
     /// Where the agent that took it ran.
     pub host: String,
     pub pgkeep_version: String,
-    /// Bytes of all files.
+    /// Bytes of all files but PostgreSQL's `backup_manifest`.
     pub plaintext_bytes: u64,
     /// Bytes this backup added to the repository: its own packs and its file list.
     pub stored_bytes: u64,
-    /// Entries of kind file.
+    /// Entries of kind file, but for `backup_manifest`.
     pub file_count: u64,
     #[serde(default)]
     pub tablespaces: Vec<TablespaceRecord>,

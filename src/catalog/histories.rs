@@ -208,7 +208,8 @@ pub struct PathStretch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wal_range::{Piece, WalCoverageBuilder};
+    use super::super::pieces::Piece;
+    use super::super::wal_range::WalCoverageBuilder;
     use super::*;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 
 use super::backup::BackupRecord;
 use super::histories::Histories;
+use super::pieces::Piece;
 use super::snapshot::{Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals};
-use super::wal_range::{Piece, WalCoverageBuilder};
+use super::wal_range::WalCoverageBuilder;
 use crate::postgres::{
     Expected, LONG_HEADER_BYTES, SegmentName, TimelineHistory, TimelineId, WalFileName, check_segment_start,
 };

@@ -5,6 +5,7 @@ mod file_list;
 mod file_list_object;
 mod histories;
 mod load;
+mod pieces;
 mod snapshot;
 mod wal_range;
 
@@ -17,13 +18,11 @@ pub use file_list::{
 };
 pub use file_list_object::{FileListObjectError, FileListReader, FileListWriter};
 pub use histories::{Histories, HistoryError, Leg, PathStretch, RecoveryPath};
+pub use pieces::{Join, Piece, Step, join_pieces};
 pub use snapshot::{
     BackupChoice, Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals, Window, WindowStart,
 };
-pub use wal_range::{
-    JoinedPieces, Missing, Piece, SegmentRange, Stretch, WalCoverage, WalCoverageBuilder, join_pieces,
-    list_ranges,
-};
+pub use wal_range::{Missing, SegmentRange, Stretch, WalCoverage, WalCoverageBuilder, list_ranges};
 
 #[cfg(test)]
 pub(crate) use snapshot::example;

@@ -185,7 +185,8 @@ impl Catalog {
 #[cfg(test)]
 pub(crate) mod example {
     pub use super::super::backup::example::record;
-    use super::super::wal_range::{Piece, WalCoverageBuilder};
+    use super::super::pieces::Piece;
+    use super::super::wal_range::WalCoverageBuilder;
     use super::*;
 
     pub const SIZE: SegmentSize = SegmentSize::DEFAULT;

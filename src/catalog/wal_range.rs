@@ -7,48 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::pieces::{Piece, join_pieces};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId};
-
-/// Bytes [`start`, `end`) of a partial segment, counted from the segment's start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Piece {
-    pub start: u32,
-    pub end: u32,
-}
-
-/// Pieces that join from a segment's start without a hole.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JoinedPieces {
-    /// In the order to write them. They may overlap, and what overlaps is the same in both.
-    pub pieces: Vec<Piece>,
-    /// How far they reach; zero when no piece begins at the segment's start.
-    pub end: u32,
-}
-
-/// Chooses the fewest pieces that reach furthest from zero without a hole.
-///
-/// A merged piece lies beside the small ones it replaces until those are deleted, so pieces overlap.
-pub fn join_pieces(pieces: &[Piece]) -> JoinedPieces {
-    let mut sorted: Vec<Piece> = pieces.iter().copied().filter(|piece| piece.start < piece.end).collect();
-    sorted.sort_unstable();
-    let mut joined = JoinedPieces::default();
-    let mut rest = sorted.into_iter().peekable();
-    loop {
-        let mut furthest: Option<Piece> = None;
-        while let Some(piece) = rest.next_if(|piece| piece.start <= joined.end) {
-            if furthest.is_none_or(|best| best.end < piece.end) {
-                furthest = Some(piece);
-            }
-        }
-        match furthest.filter(|piece| piece.end > joined.end) {
-            Some(piece) => {
-                joined.end = piece.end;
-                joined.pieces.push(piece);
-            }
-            None => return joined,
-        }
-    }
-}
 
 /// Whole segments `first` to `last`, both included, on one timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -161,7 +121,7 @@ impl WalCoverageBuilder {
             .coverage
             .pieces
             .iter()
-            .map(|(segment, pieces)| (*segment, join_pieces(pieces).end))
+            .map(|(segment, pieces)| (*segment, join_pieces(pieces, 0).end))
             .filter(|(_, end)| *end > 0)
             .collect();
         for (segment, end) in joined {
@@ -387,28 +347,6 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plainest model there is: one flag per byte.
-        #[test]
-        fn joined_pieces_reach_the_first_missing_byte(
-            pieces in proptest::collection::vec((0_u32..60, 0_u32..20), 0..30)
-        ) {
-            let pieces: Vec<Piece> =
-                pieces.into_iter().map(|(start, length)| Piece { start, end: start + length }).collect();
-            let mut bytes = [false; 100];
-            for piece in &pieces {
-                bytes[piece.start as usize..piece.end as usize].fill(true);
-            }
-            let expected = bytes.iter().position(|there| !there).unwrap();
-            let joined = join_pieces(&pieces);
-            prop_assert_eq!(joined.end as usize, expected);
-            let mut end = 0;
-            for piece in &joined.pieces {
-                prop_assert!(piece.start <= end && end < piece.end && pieces.contains(piece));
-                end = piece.end;
-            }
-            prop_assert_eq!(end, joined.end);
-        }
-
         /// Against a set of segment numbers, in any order and with repetitions.
         #[test]
         fn coverage_agrees_with_a_set(

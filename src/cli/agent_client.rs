@@ -14,7 +14,7 @@ use crate::postgres::WalFileName;
 use crate::secret::Secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The agent retries storage itself for up to three minutes before it answers.
+/// An agent may first wait for a place in its queue, then try storage again for a while, then store.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
 /// The longest pause within a body, in either direction.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -23,8 +23,8 @@ pub struct BackupArgs {
 }
 
 const EXAMPLES: &str = "\
-Works with or without a running agent: when nobody archives the WAL that the backup needs, it is streamed
-for the time of the backup.
+Works with or without a running agent: when nobody archives the WAL that the
+backup needs, it is streamed for the time of the backup.
 
 Examples:
   pgkeep backup

@@ -8,6 +8,11 @@ use crate::agent::Site;
 use crate::catalog::{BackupRecord, Catalog};
 use crate::storage::Access;
 
+pub const EXAMPLES: &str = "\
+Examples:
+  pgkeep list
+  pgkeep list --json";
+
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
     let site = context.site(&config)?;
@@ -28,7 +33,7 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     }
     let rows: Vec<_> = catalog.backups.iter().map(row).collect();
     render::table(
-        ["backup", "taken", "server", "timeline", "start", "stop", "size", "stored", "note"],
+        ["backup", "finished", "took", "server", "timeline", "start", "stop", "size", "stored", "note"],
         &rows,
     )?;
     for damaged in &catalog.damaged {
@@ -37,15 +42,16 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(record: &BackupRecord) -> [String; 9] {
+fn row(record: &BackupRecord) -> [String; 10] {
     let mut note = record.note.clone().unwrap_or_default();
     if record.is_suspect() {
-        note = format!("CHECKSUM FAILURES {note}");
+        note = format!("CHECKSUM FAILURES {note}").trim_end().to_owned();
     }
     let version = record.server_version_num;
     [
         record.name.to_string(),
-        format!("{} s", record.stop_time.duration_since(record.start_time).as_secs().max(1)),
+        render::time(record.stop_time),
+        render::duration(record.stop_time.duration_since(record.start_time)),
         format!("{}.{}", version / 10_000, version % 10_000),
         record.timeline.to_string(),
         record.start_lsn.to_string(),

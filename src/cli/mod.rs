@@ -41,11 +41,14 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   pgkeep --config /etc/pgkeep.json config check
-  PGKEEP_STORAGE=s3://bucket/prefix pgkeep config show
+  pgkeep --config /etc/pgkeep.json run
+  PGKEEP_STORAGE=s3://bucket/prefix PGKEEP_SITE=main pgkeep list
+  pgkeep restore --target-dir /var/lib/postgresql/17/main
 
 Exit status:
-  0 done · 1 failed · 2 usage or configuration · 3 no such backup · 4 target not empty
-  5 target outside the recovery window · 6 storage unreachable · 7 corrupt data · 8 WAL missing";
+  0 done · 1 failed · 2 usage or configuration · 3 no such backup
+  4 target not empty · 5 target outside the recovery window
+  6 storage unreachable · 7 corrupt data · 8 WAL missing";
 
 /// Options that stand before or after any command.
 #[derive(Debug, Args)]
@@ -86,14 +89,17 @@ impl From<LogFormatOption> for LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent: archive WAL, take base backups on schedule, serve WAL over HTTP
+    #[command(after_help = run::EXAMPLES)]
     Run,
     /// Take a base backup now
     Backup(backup::BackupArgs),
     /// Restore a backup into a directory that PostgreSQL can start on
     Restore(Box<restore::RestoreArgs>),
     /// List the backups
+    #[command(after_help = list::EXAMPLES)]
     List,
     /// Show what can be restored, what is missing, and how archiving stands
+    #[command(after_help = status::EXAMPLES)]
     Status,
     /// Remove backups and WAL that retention no longer keeps
     Prune(prune::PruneArgs),

@@ -20,8 +20,9 @@ pub struct PruneArgs {
 }
 
 const EXAMPLES: &str = "\
-What is kept follows basebackup_count, basebackup_count_min and basebackup_age_days_max. WAL is kept from
-the oldest kept backup on, timeline history files always. The agent prunes after each base backup.
+What is kept follows basebackup_count, basebackup_count_min and
+basebackup_age_days_max. WAL is kept from the oldest kept backup on, timeline
+history files always. The agent prunes after each base backup.
 
 Examples:
   pgkeep prune --dry-run
@@ -63,10 +64,10 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
     }
     match report {
         Some(report) => render::line(format_args!(
-            "removed {} backups and {} WAL segments: {} objects, {}",
-            report.backup_count,
-            report.segment_count,
-            report.object_count,
+            "removed {} and {}: {}, {}",
+            render::count(report.backup_count, "backup"),
+            render::count(report.segment_count, "WAL segment"),
+            render::count(report.object_count, "object"),
             render::size(report.stored_bytes)
         )),
         None => render::line("nothing was changed (--dry-run)"),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::exit::{Exit, hints_of};
@@ -39,6 +40,28 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> anyho
 /// A number of bytes for people.
 pub fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).to_string()
+}
+
+/// A point in time for people: UTC, to the second.
+pub fn time(time: Timestamp) -> String {
+    time.strftime("%F %TZ").to_string()
+}
+
+/// A duration for people: `4 s`, `2 min 5 s`, `1 h 4 min`.
+pub fn duration(duration: SignedDuration) -> String {
+    match duration.as_secs().max(0) {
+        seconds @ 0..60 => format!("{} s", seconds.max(1)),
+        seconds @ 60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// `1 backup`, `2 backups`.
+pub fn count(number: impl Into<u64>, noun: &str) -> String {
+    match number.into() {
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
+    }
 }
 
 fn columns<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
@@ -96,6 +119,14 @@ mod tests {
     fn columns_line_up_under_their_headings() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
         assert_eq!(columns(["name", "size"], &rows), "NAME    SIZE\na       1\nlonger  22");
+    }
+
+    #[test]
+    fn numbers_and_times_are_for_people() {
+        assert_eq!(time("2026-11-21T10:00:00.463755264Z".parse().unwrap()), "2026-11-21 10:00:00Z");
+        let of = |seconds| duration(SignedDuration::from_secs(seconds));
+        assert_eq!([of(0), of(59), of(125), of(3900)], ["1 s", "59 s", "2 min 5 s", "1 h 5 min"]);
+        assert_eq!([count(0_u64, "backup"), count(1_u64, "backup")], ["0 backups", "1 backup"]);
     }
 
     #[test]

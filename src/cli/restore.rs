@@ -21,6 +21,7 @@ use crate::restore::{
 use crate::runtime::{Clock, SystemClock};
 use crate::storage::Access;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RestoreArgs {
@@ -58,6 +59,7 @@ pub struct RestoreArgs {
     if_backup_exists: bool,
 }
 
+#[expect(clippy::struct_field_names, reason = "the fields are the names of the options")]
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct TargetArgs {
@@ -117,8 +119,8 @@ impl From<Action> for TargetAction {
 }
 
 const EXAMPLES: &str = "\
-Start PostgreSQL on the directory afterwards: it fetches the WAL it needs by itself. Run this as the user
-that PostgreSQL runs as.
+Start PostgreSQL on the directory afterwards: it fetches the WAL it needs by
+itself. Run this as the user that PostgreSQL runs as.
 
 Examples:
   pgkeep restore --target-dir /var/lib/postgresql/17/main
@@ -229,7 +231,7 @@ fn tablespace_targets(
                 target.display()
             )));
         }
-        if restore::look_at(&target)? != Found::Empty && restore::look_at(directory)? != Found::Unfinished {
+        if !restore::may_fill(directory, &target)? {
             let failure = Failure::new(
                 Exit::TargetNotEmpty,
                 format!(

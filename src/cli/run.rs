@@ -3,8 +3,20 @@
 use super::Context;
 use super::runtime::block_on;
 use crate::agent;
+use crate::config::Config;
+use crate::runtime::variable;
+
+pub const EXAMPLES: &str = "\
+Runs until SIGTERM or SIGINT; what has arrived by then is stored first. SIGHUP
+reads the configuration again: a bad one is told and changes nothing.
+
+Examples:
+  pgkeep --config /etc/pgkeep.json run
+  PGKEEP_STORAGE=file:///backups PGKEEP_SITE=main PGHOST=db PGUSER=backup pgkeep run";
 
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
-    Ok(block_on(config.parallelism, agent::run(&config))??)
+    let source = context.source()?;
+    let reload = || Config::load(&source, &variable).map(|loaded| loaded.config);
+    Ok(block_on(config.parallelism, agent::run(config, &reload))??)
 }

@@ -10,6 +10,13 @@ use crate::catalog::{Catalog, Window, list_ranges};
 use crate::config::HttpConfig;
 use crate::storage::Access;
 
+pub const EXAMPLES: &str = "\
+Reads the archive itself, and asks the agent on this host if there is one.
+
+Examples:
+  pgkeep status
+  pgkeep status --json";
+
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
     let site = context.site(&config)?;
@@ -35,8 +42,10 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     let agent_text = agent.as_ref().map_or_else(|| "not running, or not at this host".to_owned(), agent_line);
     render::line(format_args!("agent     {agent_text}"))?;
     let newest = catalog.backups.last();
-    let newest =
-        newest.map_or_else(|| "none".to_owned(), |record| format!("{} of {}", record.name, record.stop_time));
+    let newest = newest.map_or_else(
+        || "none".to_owned(),
+        |record| format!("{} of {}", record.name, render::time(record.stop_time)),
+    );
     render::line(format_args!("backups   {}, newest: {newest}", catalog.backups.len()))?;
     let rows: Vec<_> = catalog.windows().iter().map(window_row).collect();
     render::table(["timeline", "restorable from", "to", "about", "gaps"], &rows)?;
@@ -69,7 +78,8 @@ fn agent_line(status: &Value) -> String {
         line = format!("{line} from {server}");
     }
     if let Some(stored) = archiving["stored_lsn"].as_str() {
-        line = format!("{line}, stored up to {stored}, {} bytes behind", archiving["lag_bytes"]);
+        let lag = render::size(archiving["lag_bytes"].as_u64().unwrap_or_default());
+        line = format!("{line}, stored up to {stored}, {lag} behind");
     }
     if status["backup"]["running"] == json!(true) {
         line.push_str(", a base backup is running");
@@ -82,10 +92,10 @@ fn agent_line(status: &Value) -> String {
 
 fn window_row(window: &Window) -> [String; 5] {
     let earliest = match &window.earliest {
-        Some(start) => format!("{} ({})", start.lsn, start.time),
+        Some(start) => format!("{} ({})", start.lsn, render::time(start.time)),
         None => "no backup reaches it".to_owned(),
     };
-    let about = window.latest_time.map(|time| time.to_string()).unwrap_or_default();
+    let about = window.latest_time.map(render::time).unwrap_or_default();
     let gaps = if window.gaps.is_empty() { "none".to_owned() } else { list_ranges(&window.gaps) };
     [window.timeline.to_string(), earliest, window.latest.to_string(), about, gaps]
 }

@@ -39,10 +39,14 @@ const EXAMPLES: &str = "\
 Example, in postgresql.conf:
   restore_command = 'pgkeep wal-fetch %f %p'
 
-Asks the agent; with a configuration, reads storage itself where no agent can tell.
+Asks the agent; with a configuration, reads storage itself where no agent can
+tell. An agent that wants a password takes PGKEEP_HTTP_USERNAME and
+PGKEEP_HTTP_PASSWORD from the environment.
 
 Exit status:
-  0 fetched · 1 storage says that the file does not exist · 200 unknown (PostgreSQL stops, nothing is lost)";
+  0    fetched
+  1    storage says that the file does not exist
+  200  unknown: PostgreSQL stops, and nothing is lost";
 
 const DEFAULT_URL: &str = "http://127.0.0.1:16000";
 const URL_HELP: &str = "The agent's URL [default: http://127.0.0.1:16000] [env: PGKEEP_URL]";

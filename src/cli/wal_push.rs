@@ -35,10 +35,13 @@ const EXAMPLES: &str = "\
 Example, in postgresql.conf:
   archive_command = 'pgkeep wal-push %p'
 
-Gives the file to the agent; with a configuration, to storage itself where no agent takes it.
+Gives the file to the agent; with a configuration, to storage itself where no
+agent takes it. An agent that wants a password takes PGKEEP_HTTP_USERNAME and
+PGKEEP_HTTP_PASSWORD from the environment.
 
 Exit status:
-  0 stored, or stored before with the same content · 1 not stored";
+  0  stored, or stored before with the same content
+  1  not stored: PostgreSQL keeps the file and comes again";
 
 pub fn run(args: &WalPushArgs, context: &Context) -> anyhow::Result<()> {
     push(args, context).map_err(|error| {

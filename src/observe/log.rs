@@ -87,7 +87,12 @@ pub fn init_log(filter: &str, format: LogFormat) -> Result<(), LogError> {
     let directives = match filter.parse::<LogLevel>() {
         // The HTTP and TLS layers below us tell about every connection; that is their debug, not ours.
         Ok(level) => {
-            format!("{level},hyper=info,hyper_util=info,reqwest=info,rustls=info,h2=info,tokio_postgres=info")
+            let quiet = level.min(LogLevel::Info);
+            // Counts every retry as news; what comes of them is told here anyway.
+            let store = if level > LogLevel::Info { LogLevel::Info } else { level.min(LogLevel::Warn) };
+            format!(
+                "{level},hyper={quiet},hyper_util={quiet},reqwest={quiet},rustls={quiet},h2={quiet},object_store={store}"
+            )
         }
         Err(_) => filter.to_owned(),
     };

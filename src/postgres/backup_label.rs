@@ -1,10 +1,8 @@
-//! The two small files at the head of a base backup.
+//! `backup_label`, the small file at the head of a base backup.
 //!
-//! Pure. `backup_label` tells recovery where to begin, and is kept byte for byte; this only reads it.
-//! `tablespace_map` tells where the tablespaces were.
+//! Pure. It tells recovery where to begin, and is kept byte for byte; this only reads it.
 //!
-//! Source: `build_backup_content` and `read_tablespace_map` in the server's `xlogbackup.c` and
-//! `xlogrecovery.c`.
+//! Source: `build_backup_content` in the server's `xlogbackup.c`.
 
 use super::lsn::Lsn;
 use super::segment::SegmentName;
@@ -84,48 +82,6 @@ impl BackupLabel {
     }
 }
 
-/// One line of `tablespace_map`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TablespaceMapEntry {
-    pub oid: u32,
-    /// The directory; bytes, because the server does not care about their encoding.
-    pub location: Vec<u8>,
-}
-
-/// A line of `tablespace_map` that is not `<OID> <directory>`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("entry {0} of the tablespace map is not `<OID> <directory>`")]
-pub struct ParseTablespaceMapError(usize);
-
-/// Reads `tablespace_map`. A backslash takes the meaning of a line end or a backslash away.
-pub fn parse_tablespace_map(text: &[u8]) -> Result<Vec<TablespaceMapEntry>, ParseTablespaceMapError> {
-    let mut entries = Vec::new();
-    let mut line = Vec::new();
-    let mut bytes = text.iter().copied().chain(std::iter::once(b'\n'));
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => line.extend(bytes.next()),
-            b'\n' | b'\r' => {
-                if line.is_empty() {
-                    continue;
-                }
-                let entry = entry(&line).ok_or(ParseTablespaceMapError(entries.len() + 1))?;
-                entries.push(entry);
-                line.clear();
-            }
-            byte => line.push(byte),
-        }
-    }
-    if line.is_empty() { Ok(entries) } else { Err(ParseTablespaceMapError(entries.len() + 1)) }
-}
-
-fn entry(line: &[u8]) -> Option<TablespaceMapEntry> {
-    let space = line.iter().position(|&byte| byte == b' ')?;
-    let oid = std::str::from_utf8(&line[..space]).ok()?.parse().ok()?;
-    let location = line[space + 1..].to_vec();
-    (!location.is_empty()).then_some(TablespaceMapEntry { oid, location })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,38 +120,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_map_that_ends_in_the_midst_of_an_entry_is_refused() {
-        assert!(parse_tablespace_map(b"16385 /a\\").is_err());
-        assert!(parse_tablespace_map(b"x /a\n").is_err());
-        assert!(parse_tablespace_map(b"1\n").is_err());
-        assert_eq!(parse_tablespace_map(b"").unwrap(), []);
-    }
-
     proptest! {
         #[test]
-        fn any_directory_survives_the_map(
-            entries in prop::collection::vec((any::<u32>(), prop::collection::vec(1_u8.., 1..20)), 0..5),
-        ) {
-            let mut text = Vec::new();
-            for (oid, location) in &entries {
-                text.extend(format!("{oid} ").bytes());
-                for &byte in location {
-                    if matches!(byte, b'\n' | b'\r' | b'\\') {
-                        text.push(b'\\');
-                    }
-                    text.push(byte);
-                }
-                text.push(b'\n');
-            }
-            let read = parse_tablespace_map(&text).unwrap();
-            let read: Vec<_> = read.into_iter().map(|entry| (entry.oid, entry.location)).collect();
-            prop_assert_eq!(read, entries);
-        }
-
-        #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
-            let _ = parse_tablespace_map(&bytes);
             let _ = BackupLabel::parse(&bytes);
         }
     }

@@ -387,7 +387,7 @@ impl ConnInfo {
     }
 
     /// The places to try, in order. Empty when no host was given: then libpq's default applies, a socket
-    /// in [`DEFAULT_SOCKET_DIRECTORIES`] and else `localhost`, at [`ConnInfo::default_port`].
+    /// in the usual socket directories and else `localhost`, at [`ConnInfo::default_port`].
     pub fn hosts(&self) -> Vec<Host> {
         let count = self.hosts.len().max(self.addresses.len());
         (0..count)

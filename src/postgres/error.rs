@@ -139,8 +139,16 @@ impl Error {
                 io::ErrorKind::NotFound => {
                     "the socket does not exist; check PostgreSQL's `unix_socket_directories` and port".to_owned()
                 }
+                _ if is_lookup_failure(source) => {
+                    "check `host`: this machine finds no address for that name".to_owned()
+                }
                 _ => return None,
             }),
+            Self::SlotInUse(..) => Some(
+                "another agent, or pg_receivewal, streams from it: one agent per site; `pg_stat_replication` on \
+                 the server tells whose it is"
+                    .to_owned(),
+            ),
             Self::TlsRefused { .. } => {
                 Some("set `ssl = on` on the server, or use another `sslmode`".to_owned())
             }
@@ -166,6 +174,11 @@ impl Error {
             _ => self.server_error().and_then(|error| error.hint.clone()),
         }
     }
+}
+
+/// The system's resolver has no error number for us, only its text.
+fn is_lookup_failure(error: &io::Error) -> bool {
+    error.raw_os_error().is_none() && error.to_string().contains("lookup address")
 }
 
 /// Shutting down or starting up (57P01 to 57P03), out of resources (53), broken connections (08), and

@@ -1,13 +1,12 @@
 //! PostgreSQL's vocabulary and wire protocol. Knows nothing of storage.
 //!
-//! Values come first (positions, timelines, segments, page headers, the two files a base backup brings),
+//! Values come first (positions, timelines, segments, page headers, the label of a base backup),
 //! then the wire, from bytes up: `wire` cuts messages, `auth` proves who we are, `replication` and
 //! `backup_stream` fold messages into what they mean, and [`Connection`] does all of it over a byte
 //! stream that a [`Connector`] opens.
 
 mod auth;
 mod backup_label;
-mod backup_manifest;
 mod backup_stream;
 mod connect;
 mod connection;
@@ -24,14 +23,7 @@ mod walsender;
 mod wire;
 
 pub use auth::AuthError;
-pub use backup_label::{
-    BackupLabel, BackupSource, ParseBackupLabelError, ParseTablespaceMapError, TablespaceMapEntry,
-    parse_tablespace_map,
-};
-pub use backup_manifest::{
-    BackupManifest, Checksum, ChecksumAlgorithm, ManifestError, ManifestFile, ManifestSummary, WalRange,
-    read_manifest,
-};
+pub use backup_label::{BackupLabel, BackupSource, ParseBackupLabelError};
 pub use backup_stream::{BackupEvent, BackupStep, BackupStream, BaseBackupStart, Tablespace};
 pub use connect::{ByteStream, Connector, Duplex, Encryption, Link, Network};
 pub use connection::{Connection, Mode};

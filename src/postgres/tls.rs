@@ -44,12 +44,16 @@ pub(super) fn client_config(info: &ConnInfo) -> Result<ClientConfig, String> {
                 Some(RootCert::File(file)) => Some(file.clone()),
                 _ => info.in_postgresql_directory("root.crt"),
             };
-            match file.filter(|file| file.exists()) {
-                Some(file) => Arc::new(RootVerifier::read(&file, mode, Arc::clone(&provider))?),
-                None if matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull) => {
-                    return Err("no root certificate to verify the server with".to_owned());
+            match file {
+                Some(file) if file.exists() => {
+                    Arc::new(RootVerifier::read(&file, mode, Arc::clone(&provider))?)
                 }
-                None => Arc::new(EncryptionOnly(Arc::clone(&provider))),
+                file if matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull) => {
+                    let missing = file.map(|file| format!(": `{}` does not exist", file.display()));
+                    let missing = missing.unwrap_or_default();
+                    return Err(format!("no root certificate to verify the server with{missing}"));
+                }
+                _ => Arc::new(EncryptionOnly(Arc::clone(&provider))),
             }
         }
     };

@@ -28,7 +28,8 @@ use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Reposito
 const RUN_SIZE: u64 = 4 << 20;
 
 /// Stands in the target directory while a restore is under way. Whoever finds it knows that the directory
-/// was empty before and holds nothing but the beginning of a restore.
+/// was empty before and holds nothing but the beginning of a restore. The same goes for the tablespace
+/// directories it lists, each after a zero byte, and for no others.
 const MARKER: &str = ".pgkeep-restore";
 
 const CONTROL_FILE: &[u8] = b"global/pg_control";
@@ -78,17 +79,32 @@ pub fn look_at(directory: &Path) -> Result<Found, Error> {
     }
     if empty {
         Ok(Found::Empty)
+    } else if directory.join("global/pg_control").exists() {
+        // Even with a marker: whoever was cut short after giving this name has left a whole data directory.
+        Ok(Found::DataDirectory)
     } else if directory.join(MARKER).exists() {
         Ok(Found::Unfinished)
-    } else if directory.join("global/pg_control").exists() {
-        Ok(Found::DataDirectory)
     } else {
         Ok(Found::Other)
     }
 }
 
+/// Whether `tablespace` may be filled by a restore into `directory`: it is empty, or holds only what a
+/// restore into `directory` that was cut short has written there.
+pub fn may_fill(directory: &Path, tablespace: &Path) -> Result<bool, Error> {
+    if look_at(tablespace)? == Found::Empty {
+        return Ok(true);
+    }
+    if look_at(directory)? != Found::Unfinished {
+        return Ok(false);
+    }
+    let marker = directory.join(MARKER);
+    let text = fs::read(&marker).map_err(|error| Error::io("read", &marker, error))?;
+    Ok(text.split(|byte| *byte == 0).skip(1).any(|listed| listed == tablespace.as_os_str().as_bytes()))
+}
+
 /// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
-/// [`super::recovery`], and [`finish`] then makes the directory startable.
+/// the recovery settings, and [`finish`] then makes the directory startable.
 pub async fn restore_files(
     repository: &Repository,
     work: &Work<'_>,
@@ -159,19 +175,23 @@ async fn blocking<T: Send + 'static>(
 
 /// Refuses directories that are in use, and makes those that are needed.
 fn prepare(work: &Work<'_>) -> Result<(), Error> {
-    for directory in work.tablespaces.iter().map(|target| &target.directory) {
-        // The data directory's marker says that these too hold only the beginning of a restore.
-        let restarted = look_at(&work.directory)? == Found::Unfinished;
-        match look_at(directory)? {
-            Found::Empty => {}
-            _ if restarted => remove_contents(directory)?,
-            _ => return Err(Error::NotEmpty(directory.clone())),
+    // Everything is looked at before anything is removed.
+    for target in &work.tablespaces {
+        if !may_fill(&work.directory, &target.directory)? {
+            return Err(Error::NotEmpty(target.directory.clone()));
         }
     }
-    match look_at(&work.directory)? {
-        Found::Empty => {}
-        Found::Unfinished => remove_contents(&work.directory)?,
-        Found::DataDirectory | Found::Other => return Err(Error::NotEmpty(work.directory.clone())),
+    let found = look_at(&work.directory)?;
+    if matches!(found, Found::DataDirectory | Found::Other) {
+        return Err(Error::NotEmpty(work.directory.clone()));
+    }
+    for target in &work.tablespaces {
+        if look_at(&target.directory)? != Found::Empty {
+            remove_contents(&target.directory)?;
+        }
+    }
+    if found == Found::Unfinished {
+        remove_contents(&work.directory)?;
     }
     for directory in
         [&work.directory].into_iter().chain(work.tablespaces.iter().map(|target| &target.directory))
@@ -183,8 +203,12 @@ fn prepare(work: &Work<'_>) -> Result<(), Error> {
         }
     }
     let marker = work.directory.join(MARKER);
-    fs::write(&marker, "a restore is under way or was cut short; what is here may be removed\n")
-        .map_err(|error| Error::io("write", &marker, error))?;
+    let mut text = b"a restore is under way or was cut short; what is here may be removed\n".to_vec();
+    for target in &work.tablespaces {
+        text.push(0);
+        text.extend_from_slice(target.directory.as_os_str().as_bytes());
+    }
+    fs::write(&marker, text).map_err(|error| Error::io("write", &marker, error))?;
     sync_directory(&work.directory)
 }
 
@@ -383,9 +407,9 @@ impl<'a> Writer<'a> {
         let path = path.as_bytes();
         let place = self.place(path);
         match kind {
-            EntryKind::Directory if self.is_tablespace_link(path) => Ok(()),
+            // The links are made at the end, to where the tablespaces go now.
+            EntryKind::Directory | EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
             EntryKind::Directory => self.make_directory(&place, mode),
-            EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
             EntryKind::Symlink { .. } => Err(Error::Damaged(format!(
                 "the backup holds a link `{}`, which PostgreSQL does not make",
                 String::from_utf8_lossy(path)
@@ -394,7 +418,7 @@ impl<'a> Writer<'a> {
                 if let Some(parent) = place.parent()
                     && !self.made.contains(parent)
                 {
-                    self.make_directory(&parent.to_owned(), 0o700)?;
+                    self.make_directory(parent, 0o700)?;
                 }
                 self.saw_control_file |= path == CONTROL_FILE;
                 self.files += 1;
@@ -444,7 +468,7 @@ impl<'a> Writer<'a> {
         while self.under_way.len() >= self.work.parallelism.max(1) {
             self.run_done().await?;
         }
-        let decoder = self.decoders.pop().unwrap_or_else(FrameDecoder::new);
+        let decoder = self.decoders.pop().unwrap_or_default();
         self.under_way.spawn(write_run(self.repository.clone(), run, decoder, self.progress.clone()));
         Ok(())
     }
@@ -494,7 +518,7 @@ async fn write_run(
     let range = start..last.offset + u64::from(last.stored_length);
     let part = BackupPart::Pack(first.pack.number);
     let name = ObjectName::Backup { backup: first.pack.backup, part };
-    let stored: Bytes = repository.get_range(name.clone(), range).await?;
+    let stored: Bytes = repository.get_range(name, range).await?;
     blocking(move || {
         let mut raw = Vec::new();
         for (frame, destinations) in &run.frames {

@@ -6,7 +6,7 @@ mod plan;
 mod recovery;
 mod target;
 
-pub use apply::{Found, TablespaceTarget, Work, finish, look_at, restore_files};
+pub use apply::{Found, TablespaceTarget, Work, finish, look_at, may_fill, restore_files};
 pub use error::Error;
 pub use plan::{PlanError, Reach, RestorePlan, WindowText, plan};
 pub use recovery::{Recovery, restore_command};

@@ -17,7 +17,8 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the host's clock")]
     fn now(&self) -> Timestamp {
-        Timestamp::now()
+        // Milliseconds: what is finer means nothing between machines, and reads badly.
+        Timestamp::from_millisecond(Timestamp::now().as_millisecond()).expect("rounding keeps it in range")
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::TryStreamExt;
 
-use super::join::{Join, Span, Step, join};
+use crate::catalog::{Join, Piece, Step, join_pieces};
 use crate::postgres::{
     Expected, LONG_HEADER_BYTES, LongHeader, SegmentName, WalFileName, WalPageError, check_segment_start,
 };
@@ -310,11 +310,11 @@ impl Joined {
 
     /// Whether the next piece, if there is one, was still there.
     async fn open_next_piece(&mut self) -> Result<bool, Unknown> {
-        let Some(Step { span, skip }) = self.steps.pop_front() else { return Ok(true) };
-        let name = ObjectName::Piece { segment: self.segment, start: span.start, end: span.end };
+        let Some(Step { piece, skip }) = self.steps.pop_front() else { return Ok(true) };
+        let name = ObjectName::Piece { segment: self.segment, start: piece.start, end: piece.end };
         match self.repository.read(name).await {
             Ok(reader) => {
-                let left = u64::from(span.end - span.start - skip);
+                let left = u64::from(piece.length() - skip);
                 self.current = Some(Current { reader: Box::new(reader), skip: skip.into(), left });
                 Ok(true)
             }
@@ -407,7 +407,7 @@ enum Located {
 /// a segment whose whole is not there *after* no pieces were listed was not there when they were listed.
 async fn locate(repository: &Repository, segment: SegmentName, from: u32) -> Result<Located, Unknown> {
     let whole = ObjectName::Wal(WalFileName::Segment(segment));
-    let mut listed: Option<Vec<Span>> = None;
+    let mut listed: Option<Vec<Piece>> = None;
     for _ in 0..MOST_LISTINGS {
         match repository.read(whole).await {
             Ok(reader) => return Ok(Located::Whole(Box::new(reader))),
@@ -417,27 +417,27 @@ async fn locate(repository: &Repository, segment: SegmentName, from: u32) -> Res
         if listed.as_ref().is_some_and(Vec::is_empty) {
             return Ok(Located::Missing);
         }
-        let spans = pieces(repository, segment).await?;
-        let join = join(&spans, from);
+        let found = pieces(repository, segment).await?;
+        let join = join_pieces(&found, from);
         // A hole may be a listing that missed a merge; the same hole twice is one.
-        let settled = listed.as_ref() == Some(&spans);
+        let settled = listed.as_ref() == Some(&found);
         match (join.steps.is_empty(), join.hole) {
             (false, hole) if !hole || settled => return Ok(Located::Pieces(join)),
             (true, _) if settled && from == 0 => return Err(Unknown::NoStart(segment)),
             // There were some from here on, or nobody would have asked.
             (true, _) if settled => return Err(Unknown::Moving(segment)),
-            _ => listed = Some(spans),
+            _ => listed = Some(found),
         }
     }
     Err(Unknown::Moving(segment))
 }
 
-async fn pieces(repository: &Repository, segment: SegmentName) -> Result<Vec<Span>, Unknown> {
+async fn pieces(repository: &Repository, segment: SegmentName) -> Result<Vec<Piece>, Unknown> {
     let listed = repository.list(Folder::PiecesOf(segment), None).await?;
     Ok(listed
         .iter()
         .filter_map(|listed| match listed.name {
-            ObjectName::Piece { start, end, .. } => Some(Span { start, end }),
+            ObjectName::Piece { start, end, .. } => Some(Piece { start, end }),
             _ => None,
         })
         .collect())

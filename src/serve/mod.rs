@@ -6,7 +6,6 @@
 
 mod archive;
 mod fetch;
-mod join;
 mod new_file;
 mod route;
 #[cfg(test)]

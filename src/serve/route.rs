@@ -283,7 +283,8 @@ mod tests {
         #[test]
         fn a_site_name_survives_percent_encoding(name in "[^/\\\\\\p{Cc}]{1,40}") {
             prop_assume!(name != "." && name != ".." && name != "-");
-            let encoded: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            let encoded: Vec<String> = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            let encoded = encoded.concat();
             let path = format!("/{encoded}/archive/{SEGMENT}");
             prop_assume!(path.len() <= LONGEST_PATH);
             let Route::Fetch { site, .. } = get(&path).unwrap() else { panic!("a fetch") };

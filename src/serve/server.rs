@@ -47,24 +47,36 @@ const MOST_FIELDS: usize = 64;
 /// A refused body is still read up to here, so that the client reads the refusal and not a reset.
 const DRAINED_BODY_BYTES: u64 = 64 << 20;
 const FILE_CHUNK_BYTES: usize = 256 << 10;
+/// Decoded chunks that wait to be sent: one of at most 512 KiB, beside the one being sent and the one being made.
+const CHUNKS_AHEAD: usize = 1;
 /// Chunks on the way to the thread that writes a file: two of at most 1 MiB, one being written and one ready.
 const FILE_QUEUE: usize = 2;
 
 /// One cluster whose WAL is served.
 pub struct Site {
     pub name: String,
-    pub repository: Repository,
+    /// The archive; `None` until its storage has been reached.
+    pub repository: watch::Receiver<Option<Repository>>,
     /// The server's data directory on this machine, if it is on this machine.
     pub data_directory: Option<PathBuf>,
     /// What is known of the cluster so far; files that contradict it are neither served nor stored.
     pub expected: watch::Receiver<Expected>,
 }
 
+impl Site {
+    fn archive(&self) -> Result<Repository, Response<Body>> {
+        self.repository.borrow().clone().ok_or_else(|| {
+            let reason = format!("the storage of site `{}` has not been reached yet; see /status", self.name);
+            text(StatusCode::SERVICE_UNAVAILABLE, reason)
+        })
+    }
+}
+
 /// What may be going on at once, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub connections: usize,
-    /// Files being decoded, each with its decoder's window and two chunks: a few hundred KiB.
+    /// Files being decoded, each with its decoder's window and four chunks of 512 KiB at most.
     pub fetches: usize,
     /// Files being stored, each with up to a whole encoded segment of 16 MiB, which must go in one put.
     pub uploads: usize,
@@ -270,7 +282,8 @@ impl Server {
     ) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
         let permit = permit(&self.fetches, "other files are being read").await?;
         let expected = *site.expected.borrow();
-        match fetch(&site.repository, &expected, file).await {
+        let repository = site.archive()?;
+        match fetch(&repository, &expected, file).await {
             Ok(fetched) => Ok((fetched, permit)),
             Err(error @ FetchError::NotFound(_)) => {
                 tracing::debug!(site = site.name, %file, "WAL file asked for does not exist");
@@ -366,9 +379,13 @@ impl Server {
             Err(answer) => return Ok(answer),
         };
         let expected = *site.expected.borrow();
+        let repository = match site.archive() {
+            Ok(repository) => repository,
+            Err(answer) => return Ok(answer),
+        };
         let stored = if let Some(length) = announced {
             let mut body = IncomingChunks { body, stall_timeout: self.deps.limits.stall_timeout, taken: 0 };
-            let stored = archive(&site.repository, &expected, file, length, Box::pin(body.stream())).await;
+            let stored = archive(&repository, &expected, file, length, Box::pin(body.stream())).await;
             if stored.is_err() {
                 body.drain(length).await;
             }
@@ -376,7 +393,7 @@ impl Server {
         } else {
             let (opened, length) = open_wal_file(site.data_directory.as_deref(), file)
                 .map_err(|error| refused_target(&error))?;
-            archive(&site.repository, &expected, file, length, Box::pin(file_chunks(opened))).await
+            archive(&repository, &expected, file, length, Box::pin(file_chunks(opened))).await
         };
         Ok(match stored {
             Ok(stored) => {
@@ -439,24 +456,39 @@ async fn permit(
 
 /// A file's bytes as body frames. An error breaks the connection off, so that the client cannot take what
 /// it has for the whole file.
+///
+/// The next chunk is decoded while one is being sent: a socket takes little more than the client has read,
+/// and the two would otherwise wait for each other.
 fn chunks(
-    fetched: Fetched,
+    mut fetched: Fetched,
     file: WalFileName,
     site: String,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Unknown>> + Send {
-    stream::unfold(Some((fetched, permit)), move |state| {
-        let site = site.clone();
-        async move {
-            let (mut fetched, permit) = state?;
-            match fetched.next().await {
-                Ok(chunk) => chunk.map(|chunk| (Ok(Frame::data(chunk)), Some((fetched, permit)))),
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    // Owned by the stream, so that a client that hangs up ends it.
+    let mut decoding = JoinSet::new();
+    decoding.spawn(async move {
+        let _permit = permit;
+        loop {
+            let frame = match fetched.next().await {
+                Ok(Some(chunk)) => Ok(Frame::data(chunk)),
+                Ok(None) => return,
                 Err(error) => {
                     log_unknown(&site, file, &error);
-                    Some((Err(error), None))
+                    Err(error)
                 }
+            };
+            let over = frame.is_err();
+            if sender.send(frame).await.is_err() || over {
+                return;
             }
         }
+    });
+    // Should the task end early, the body is shorter than announced, and the connection breaks off as well.
+    stream::unfold((receiver, decoding), async |(mut receiver, decoding)| {
+        let frame = receiver.recv().await?;
+        Some((frame, (receiver, decoding)))
     })
 }
 

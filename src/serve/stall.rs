@@ -98,7 +98,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(29)).await;
                 far.read_exact(&mut bytes).await.unwrap();
             }
-            std::future::pending::<()>().await
+            std::future::pending::<()>().await;
         };
         let error = tokio::select! {
             error = async { near.write_all(&[0; 200]).await.unwrap_err() } => error,

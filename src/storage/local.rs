@@ -618,6 +618,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "file times are compared with the real clock")]
     async fn what_killed_writers_left_goes_after_a_day() {
         let (root, store) = store();
         let left = [

@@ -63,7 +63,8 @@ impl Default for S3Config {
 }
 
 impl StorageConfig {
-    /// The place as a URL, for messages: `s3://bucket/prefix` or `file:///directory`.
+    /// The place as a URL, for messages: `s3://bucket/prefix`, with `?endpoint=` where it is not Amazon's, or
+    /// `file:///directory`.
     pub fn description(&self) -> String {
         match self {
             Self::Local { directory } => {
@@ -73,7 +74,9 @@ impl StorageConfig {
             Self::S3(config) => {
                 let prefix = config.prefix.trim_matches('/');
                 let slash = if prefix.is_empty() { "" } else { "/" };
-                format!("s3://{}{slash}{prefix}", config.bucket)
+                let endpoint = config.endpoint.as_ref();
+                let endpoint = endpoint.map(|at| format!("?endpoint={at}")).unwrap_or_default();
+                format!("s3://{}{slash}{prefix}{endpoint}", config.bucket)
             }
         }
     }
@@ -140,12 +143,11 @@ async fn open_directory(
 ) -> Result<LocalStore, Error> {
     let open = move || {
         if access == Access::Write {
-            create_directory(&directory)
-                .map_err(|error| Error::from_io(&description, "create the directory", error))?;
+            create_directory(&directory).map_err(|error| Error::from_io(&description, "write", error))?;
         }
         LocalStore::open(&directory).map_err(|error| match error {
             // The library says only that it cannot make the path absolute.
-            object_store::Error::Generic { .. } if !directory.is_dir() => Error::Missing {
+            object_store::Error::Generic { .. } if is_missing(&directory) => Error::Missing {
                 store: description.clone(),
                 operation: "open the directory",
                 detail: "no such directory".to_owned(),
@@ -154,6 +156,10 @@ async fn open_directory(
         })
     };
     tokio::task::spawn_blocking(open).await.expect("opening a directory does not panic")
+}
+
+fn is_missing(directory: &Path) -> bool {
+    std::fs::metadata(directory).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Creates `directory` with its parents and leaves the marker that tells it from a bare mount point.

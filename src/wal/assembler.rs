@@ -168,7 +168,7 @@ mod tests {
             let mut assembler = SegmentAssembler::new(TimelineId::FIRST, size(), start);
             let (mut steps, mut sent) = (Vec::new(), Vec::new());
             for (length, flush) in cuts {
-                let message: Vec<u8> = (0..length).map(|i| ((i * 7 + sent.len()) % 251) as u8).collect();
+                let message: Vec<u8> = (1..=u8::MAX).cycle().skip(sent.len() % 251).take(length).collect();
                 assembler.push(assembler.received(), &message, &mut steps).unwrap();
                 sent.extend_from_slice(&message);
                 if flush {

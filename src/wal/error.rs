@@ -14,6 +14,8 @@ pub enum Error {
     Repository(#[from] repository::Error),
     #[error("the server sent WAL out of order")]
     Gap(#[from] StreamGap),
+    #[error("the server sent WAL that is not what it should be")]
+    Page(#[from] postgres::WalPageError),
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("this site holds the archive of system {archive}, but the server is system {server}")]

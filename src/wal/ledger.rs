@@ -45,13 +45,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_runs_past_a_hole(mut ranges in prop::collection::vec((0_u64..60, 1_u64..8), 0..40)) {
+        fn never_runs_past_a_hole(mut ranges in prop::collection::vec((0_usize..60, 1_usize..8), 0..40)) {
             let mut ledger = StoredLedger::new(Lsn::new(5));
             let mut stored = [false; 80];
             stored[..5].fill(true);
             for (start, length) in ranges.drain(..) {
-                ledger.record(Lsn::new(start), Lsn::new(start + length));
-                stored[start as usize..(start + length) as usize].fill(true);
+                ledger.record(Lsn::new(start as u64), Lsn::new((start + length) as u64));
+                stored[start..start + length].fill(true);
                 let first_hole = stored.iter().position(|byte| !byte).unwrap() as u64;
                 prop_assert_eq!(ledger.stored(), Lsn::new(first_hole));
             }

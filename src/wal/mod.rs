@@ -22,4 +22,4 @@ pub use ledger::StoredLedger;
 pub use receiver::{Ended, Position, Settings};
 pub use session::{Known, Reports, Slot, WalGap, archive, check_identity};
 pub use start::{ArchiveEnd, Refusal, ServerState, Start, choose};
-pub use tail::{Piece, Tail};
+pub use tail::Tail;

@@ -18,8 +18,12 @@ use super::assembler::{Chunk, PAGE_SIZE, SegmentAssembler, Step};
 use super::budget::Budget;
 use super::error::Error;
 use super::ledger::StoredLedger;
-use super::tail::{Piece, Tail};
-use crate::postgres::{Connection, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName, WalMessage};
+use super::tail::Tail;
+use crate::catalog::Piece;
+use crate::postgres::{
+    Connection, Expected, LONG_HEADER_BYTES, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName,
+    WalMessage, check_segment_start,
+};
 use crate::repository::{self, Facts, Folder, ObjectName, Repository};
 
 /// A status message goes out at least this often, whatever happens: a third of the shortest
@@ -99,6 +103,8 @@ pub struct Run {
     /// A segment start.
     pub start: Lsn,
     pub pg_version: u32,
+    /// What the first page of every segment must say.
+    pub expected: Expected,
 }
 
 struct OpenSegment {
@@ -180,7 +186,7 @@ pub async fn stream(
     cancel: &CancellationToken,
 ) -> Result<Ended, Error> {
     let first = run.size.segment_at(run.timeline, run.start);
-    let tail = Tail::resume(stored_pieces(repository, first).await?);
+    let tail = Tail::resume(&stored_pieces(repository, first).await?);
     let stored = run.start.advance(u64::from(tail.end()));
     let mut stream = Stream {
         repository,
@@ -237,6 +243,7 @@ struct Stream<'a> {
     ledger: StoredLedger,
     /// The pieces of the segment at hand.
     tail: Tail,
+    /// There may be pieces, of this segment or one before it; without any, nothing is cleaned.
     has_pieces: bool,
     open: Option<OpenSegment>,
     tasks: JoinSet<Result<Done, Error>>,
@@ -411,6 +418,9 @@ impl Stream<'_> {
     fn append(&mut self, mut chunk: Chunk) -> Result<(), Error> {
         chunk.bytes = self.settings.budget.charge(chunk.bytes);
         let Some(open) = &mut self.open else { return Err(Error::Bug("WAL appended to no segment")) };
+        if chunk.start == self.run.size.start(open.name) && chunk.bytes.len() >= LONG_HEADER_BYTES {
+            check_segment_start(&chunk.bytes, open.name, &self.run.expected)?;
+        }
         // The channel has room for every page of a segment, so it is full only if the task is gone.
         if open.feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
             return self.task_error();
@@ -487,6 +497,7 @@ impl Stream<'_> {
         let facts = Facts { pg_version: Some(self.run.pg_version) };
         self.tasks.spawn(store_piece(self.repository.clone(), *name, piece, facts, bytes));
         self.piece_in_flight = Some(*name);
+        self.has_pieces = true;
         Ok(())
     }
 
@@ -499,7 +510,6 @@ impl Stream<'_> {
             }
             Done::Piece(segment, piece) => {
                 self.piece_in_flight = None;
-                self.has_pieces = true;
                 let start = self.run.size.start(segment);
                 self.ledger
                     .record(start.advance(u64::from(piece.start)), start.advance(u64::from(piece.end)));
@@ -521,12 +531,14 @@ impl Stream<'_> {
             Done::Abandoned => self.segments -= 1,
         }
         if self.has_pieces {
+            // A piece that is still on its way would be left behind.
             let ready: Vec<_> =
                 self.to_clean.extract_if(.., |segment| self.piece_in_flight != Some(*segment)).collect();
             for segment in ready {
                 self.tasks.spawn(clean_segment(self.repository.clone(), segment));
-                self.has_pieces = self.open.is_some() && self.tail.end() > 0;
             }
+            self.has_pieces =
+                !self.to_clean.is_empty() || self.piece_in_flight.is_some() || self.tail.end() > 0;
         } else {
             self.to_clean.clear();
         }

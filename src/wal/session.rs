@@ -14,8 +14,8 @@ use super::receiver::{self, Ended, Position, Run, Settings};
 use super::start::{self, ArchiveEnd, ServerState, Start};
 use crate::catalog::SiteIdentity;
 use crate::postgres::{
-    self, Connection, Lsn, SlotName, SlotState, Started, SystemIdentity, TimelineHistory, TimelineId,
-    WalFileName,
+    self, Connection, Expected, Lsn, SlotName, SlotState, Started, SystemIdentity, TimelineHistory,
+    TimelineId, WalFileName,
 };
 use crate::repository::{Facts, ObjectName, Repository};
 
@@ -91,10 +91,19 @@ pub async fn archive(
             "the archive holds WAL that this server's history left behind; it is kept, archiving goes on with the server's timeline"
         );
     }
+    let expected = Expected {
+        system_identifier: Some(identity.system_identifier),
+        segment_size: Some(identity.segment_size),
+    };
     let mut gap_found = false;
     loop {
-        let run =
-            Run { timeline: start.timeline, size, start: start.lsn, pg_version: identity.server_version_num };
+        let run = Run {
+            timeline: start.timeline,
+            size,
+            start: start.lsn,
+            pg_version: identity.server_version_num,
+            expected,
+        };
         let streamed = match connection.start_replication(Some(slot.name()), start.lsn, start.timeline).await
         {
             Ok(Started::Streaming) => {

@@ -110,8 +110,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn end(timeline: u32, whole: &str, stored: &str) -> Option<ArchiveEnd> {
-        Some(ArchiveEnd { timeline: tli(timeline), whole: lsn(whole), stored: lsn(stored) })
+    fn end(timeline: u32, whole: &str, stored: &str) -> ArchiveEnd {
+        ArchiveEnd { timeline: tli(timeline), whole: lsn(whole), stored: lsn(stored) }
     }
 
     fn server<'a>(history: &'a TimelineHistory, flush: &str, slot: Option<&str>) -> ServerState<'a> {
@@ -141,30 +141,32 @@ mod tests {
     fn goes_on_where_the_archive_ends() {
         let root = TimelineHistory::root(tli(1));
         let start =
-            choose(end(1, "0/5000000", "0/5000100"), &server(&root, "0/7000000", None), SIZE).unwrap();
+            choose(Some(end(1, "0/5000000", "0/5000100")), &server(&root, "0/7000000", None), SIZE).unwrap();
         assert_eq!((start.lsn, start.stored), (lsn("0/5000000"), lsn("0/5000100")));
     }
 
     #[test]
     fn finishes_the_parent_before_the_child() {
         let start =
-            choose(end(1, "0/4000000", "0/4000100"), &server(&second(), "0/7000000", None), SIZE).unwrap();
+            choose(Some(end(1, "0/4000000", "0/4000100")), &server(&second(), "0/7000000", None), SIZE)
+                .unwrap();
         assert_eq!((start.timeline, start.lsn, start.diverged), (tli(1), lsn("0/4000000"), false));
     }
 
     #[test]
     fn an_archive_past_the_switch_point_goes_on_with_the_child() {
         let start =
-            choose(end(1, "0/6000000", "0/6000000"), &server(&second(), "0/7000000", None), SIZE).unwrap();
+            choose(Some(end(1, "0/6000000", "0/6000000")), &server(&second(), "0/7000000", None), SIZE)
+                .unwrap();
         assert_eq!((start.timeline, start.lsn, start.diverged), (tli(2), lsn("0/5000000"), true));
     }
 
     #[test]
     fn refuses_a_server_that_is_behind_or_left_behind() {
         let root = TimelineHistory::root(tli(1));
-        let behind = choose(end(1, "0/5000000", "0/5000200"), &server(&root, "0/5000100", None), SIZE);
+        let behind = choose(Some(end(1, "0/5000000", "0/5000200")), &server(&root, "0/5000100", None), SIZE);
         assert!(matches!(behind, Err(Refusal::Behind { .. })));
-        let old = choose(end(2, "0/5000000", "0/5000000"), &server(&root, "0/7000000", None), SIZE);
+        let old = choose(Some(end(2, "0/5000000", "0/5000000")), &server(&root, "0/7000000", None), SIZE);
         assert!(matches!(old, Err(Refusal::OldTimeline { .. })));
     }
 }

@@ -4,18 +4,7 @@
 //! those before it that are no larger than itself, so the sizes fall off geometrically: a segment keeps
 //! about as many pieces as its length has doublings, and each byte is stored as often at most.
 
-/// A stored piece: bytes [`start`, `end`) of its segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Piece {
-    pub start: u32,
-    pub end: u32,
-}
-
-impl Piece {
-    const fn length(self) -> u32 {
-        self.end - self.start
-    }
-}
+use crate::catalog::{Piece, join_pieces};
 
 /// The pieces of one segment that are stored and needed, without hole from the segment's start.
 #[derive(Debug, Default)]
@@ -26,15 +15,8 @@ pub struct Tail {
 impl Tail {
     /// Takes over what an earlier run left: overlapping pieces are fine, what lies beyond a hole is not
     /// counted as stored.
-    pub fn resume(mut found: Vec<Piece>) -> Self {
-        found.sort_by_key(|piece| (piece.start, std::cmp::Reverse(piece.end)));
-        let mut tail = Self::default();
-        for piece in found {
-            if piece.start <= tail.end() && piece.end > tail.end() {
-                tail.pieces.push(piece);
-            }
-        }
-        tail
+    pub fn resume(found: &[Piece]) -> Self {
+        Self { pieces: join_pieces(found, 0).steps.into_iter().map(|step| step.piece).collect() }
     }
 
     /// Up to where the segment's bytes are stored.
@@ -88,7 +70,7 @@ mod tests {
                 written += u64::from(piece.length());
                 tail.stored(piece);
                 prop_assert_eq!(tail.next_piece(received, available), None);
-                prop_assert_eq!(Tail::resume(tail.pieces.clone()).end(), received);
+                prop_assert_eq!(Tail::resume(&tail.pieces).end(), received);
             }
             if window == u32::MAX {
                 let doublings = u64::from(received.ilog2()) + 1;
@@ -101,8 +83,8 @@ mod tests {
     #[test]
     fn resumes_up_to_the_first_hole() {
         let piece = |start, end| Piece { start, end };
-        let tail = Tail::resume(vec![piece(30, 40), piece(0, 10), piece(5, 20), piece(0, 12)]);
+        let tail = Tail::resume(&[piece(30, 40), piece(0, 10), piece(5, 20), piece(0, 12)]);
         assert_eq!(tail.end(), 20);
-        assert_eq!(Tail::resume(vec![piece(1, 10)]).end(), 0);
+        assert_eq!(Tail::resume(&[piece(1, 10)]).end(), 0);
     }
 }

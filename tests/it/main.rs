@@ -16,11 +16,16 @@ mod ledger;
 mod process;
 mod s3;
 mod server;
+mod site;
 
 // What they test.
 mod architecture;
 mod archiving;
 mod archiving_faults;
+mod backup;
+mod commands;
 mod config;
+mod errors;
+mod restore;
 mod serve;
 mod storage;

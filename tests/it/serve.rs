@@ -71,7 +71,7 @@ impl Serving {
         let repository = Repository::new(store, "main", Settings::default());
         let site = Site {
             name: "main".to_owned(),
-            repository: repository.clone(),
+            repository: tokio::sync::watch::channel(Some(repository.clone())).1,
             data_directory: None,
             expected: tokio::sync::watch::channel(Expected::default()).1,
         };

@@ -504,13 +504,16 @@ impl Server {
         command
     }
 
-    /// Checks a restored directory against its manifest; with the WAL too where this version's own `pg_waldump`
-    /// is there. `Err` is what the tool says.
+    /// Checks a restored directory against its manifest; with the WAL too where there is some in `pg_wal`, and
+    /// this version's own `pg_waldump`. `Err` is what the tool says.
     pub fn verify_backup(major: u32, directory: &Path) -> Result<(), String> {
         let own = program(major, "pg_verifybackup").is_some() && program(major, "pg_waldump").is_some();
+        let has_wal = fs::read_dir(directory.join("pg_wal")).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().len() == 24))
+        });
         let candidate = (major..=MAJORS[5]).find_map(|version| program(version, "pg_verifybackup"));
         let mut command = process::command(&candidate.expect("pg_verifybackup"), "KILL");
-        if !own {
+        if !own || !has_wal {
             command.arg("--no-parse-wal");
         }
         clean_environment(&mut command);
