@@ -372,6 +372,8 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
     let mut backoff = Backoff::new(&BACKUP_RETRY, rand::random());
     let mut last = None;
     let mut loaded = false;
+    // A gap that no backup has healed yet: an earlier run may have found it, or the backup after it failed.
+    let mut cut_off = false;
     while !cancel.is_cancelled() {
         let wanted = tokio::select! { biased;
             () = cancel.cancelled() => break,
@@ -390,6 +392,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
             match Catalog::load(&site.repository).await {
                 Ok(catalog) => {
                     last = catalog.backups.iter().map(|record| record.start_time).max();
+                    cut_off = schedule.interval.is_some() && is_cut_off(&catalog);
                     loaded = true;
                 }
                 Err(error) => {
@@ -398,12 +401,12 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
                 }
             }
         }
-        if !wanted && !schedule.is_due(last, SystemClock.now()) {
+        if !wanted && !cut_off && !schedule.is_due(last, SystemClock.now()) {
             continue;
         }
+        // Counted by start time, as the record does; and a backup asked for is asked for until it is there.
+        loaded = false;
         if back_up(&site, &cancel).await {
-            // Counted by start time, as the record does.
-            loaded = false;
             backoff.reset();
         } else {
             let delay = backoff.next().unwrap_or(BACKUP_RETRY.max);
@@ -414,6 +417,13 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
         }
     }
     Ok(())
+}
+
+/// Whether there are backups, and none from which recovery could get to the end of the newest timeline.
+fn is_cut_off(catalog: &Catalog) -> bool {
+    let windows = catalog.windows();
+    !catalog.backups.is_empty()
+        && windows.last().is_some_and(|newest| newest.earliest.is_none() && !newest.gaps.is_empty())
 }
 
 /// One backup with pruning after it; returns whether the backup succeeded.
