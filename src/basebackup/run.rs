@@ -386,7 +386,8 @@ struct Sink<'a> {
     /// Encoders at rest: their contexts are costly to make.
     encoders: Vec<FrameEncoder>,
     pack: Option<OpenPack>,
-    /// At most two packs wait for storage to confirm them while the next one fills.
+    /// At most one pack waits for storage to confirm it while the next one fills: each holds up to three
+    /// upload parts in memory.
     finishing: tokio::task::JoinSet<Result<PackUse, crate::repository::Error>>,
     packs: Vec<PackUse>,
     list: FileListWriter,
@@ -479,7 +480,7 @@ impl<'a> Sink<'a> {
     }
 
     async fn finish_pack(&mut self, pack: OpenPack) -> Result<(), Error> {
-        while self.finishing.len() >= 2 {
+        while !self.finishing.is_empty() {
             self.pack_finished().await?;
         }
         let OpenPack { number, writer, length } = pack;
