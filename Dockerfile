@@ -11,13 +11,13 @@ ARG BASE=debian:bookworm-slim
 FROM ${RUST} AS build
 WORKDIR /pgkeep
 COPY . .
-RUN cargo build --locked --release --bin pgkeep
+RUN cargo build --locked --profile dist --bin pgkeep
 
 FROM ${BASE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
-COPY --from=build /pgkeep/target/release/pgkeep /usr/local/bin/pgkeep
+COPY --from=build /pgkeep/target/dist/pgkeep /usr/local/bin/pgkeep
 COPY --from=build /pgkeep/LICENSE /usr/share/doc/pgkeep/LICENSE
 # The user of the official PostgreSQL images, so that a sidecar and an init container can share its files.
 USER 999:999

@@ -57,7 +57,7 @@ fn median(name: &str, mut round: impl FnMut()) {
 
 fn command(program: &Path, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success(), "{program:?} {arguments:?}");
+    assert!(status.success(), "{} {arguments:?}", program.display());
 }
 
 fn main() {

@@ -30,6 +30,10 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// With no WAL archived for this long, whoever archived it has stopped.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Memory for WAL that is streamed beside a backup, in bytes: most of the limit belongs to the backup, and
+/// the WAL of its duration need not keep up with the server to the second.
+const WAL_BUDGET: usize = 8 << 20;
+
 /// What the user or the schedule asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
@@ -147,11 +151,12 @@ async fn archive_meanwhile(site: &Site, cancel: &CancellationToken) -> Result<Ar
             warn!(timeline = %gap.timeline, from = %gap.from, to = %gap.to, reason = gap.reason, "WAL is lost: a gap in the archive");
         },
     };
+    let receiver = wal::Settings { budget: wal::Budget::new(WAL_BUDGET), ..site.receiver.clone() };
     let mut slot = Slot::Existing(name);
     loop {
         let connection = &mut connected.connection;
         let archived =
-            wal::archive(connection, &site.repository, known, &slot, &site.receiver, &reports, cancel).await;
+            wal::archive(connection, &site.repository, known, &slot, &receiver, &reports, cancel).await;
         match archived {
             Err(wal::Error::Server(postgres::Error::SlotInUse(name, _))) => {
                 info!(slot = %name, "an agent archives the WAL");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -31,6 +31,8 @@ const ARCHIVE_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(200), max: Duration::from_secs(15), give_up_after: None };
 /// A reason that does not change is told again after this long.
 const REMIND_INTERVAL: Duration = Duration::from_mins(1);
+/// A receiver that has had nothing to report for so long streams from an idle server.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 /// What nobody but an operator can mend is not worth knocking for more often.
 const OPERATOR_RETRY: Duration = Duration::from_secs(30);
 /// A base backup that failed is tried again, but not over and over: each attempt costs the server.
@@ -57,6 +59,18 @@ pub struct Site {
 pub enum Error {
     #[error(transparent)]
     Storage(#[from] storage::Error),
+}
+
+/// Bytes in a part of a multipart upload, of which an object holds up to three: S3 wants at least 5 MiB, and
+/// larger ones only save requests.
+fn part_size(memory_limit: u64) -> usize {
+    usize::try_from(memory_limit / 12).unwrap_or(usize::MAX).clamp(5 << 20, 16 << 20)
+}
+
+/// How many frames may be under way within a memory limit: each takes some 4 MiB in a backup, with its
+/// compressor, and some 6 MiB in a restore, and both leave three quarters of the limit to the rest.
+fn memory_bound(limit: u64) -> usize {
+    usize::try_from(limit / (16 << 20)).unwrap_or(usize::MAX).max(1)
 }
 
 impl Error {
@@ -103,6 +117,7 @@ impl Site {
             compression: config.compression,
             level: config.compression_level,
             host: host.clone(),
+            part_size: part_size(config.memory_limit),
             ..RepositorySettings::default()
         };
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
@@ -119,7 +134,7 @@ impl Site {
             status: StatusCell::new(status),
             expected: watch::Sender::new(Expected::default()),
             host,
-            parallelism: config.parallelism,
+            parallelism: config.parallelism.min(memory_bound(config.memory_limit)),
             backup_wanted: Notify::new(),
             config: site.clone(),
         })
@@ -325,17 +340,25 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
 }
 
 /// Says that WAL is streamed once it is, and forgets the last error when it has passed: when something is
-/// stored again, or everything is.
+/// stored again, or everything is, or nothing has been left to store for a while.
 async fn follow_recovery(site: &Site) -> Infallible {
     let mut position = site.position.subscribe();
     let mut first: Option<Position> = None;
-    while position.changed().await.is_ok() {
+    loop {
+        let idle = match timeout(SETTLE_TIME, position.changed()).await {
+            Ok(Ok(())) => false,
+            Ok(Err(_)) => break,
+            // Before the first report there is nothing to say.
+            Err(_) if first.is_none() => continue,
+            Err(_) => true,
+        };
         let Some(now) = *position.borrow_and_update() else { continue };
         let first = *first.get_or_insert_with(|| {
             site.status.update(|status| status.archiving.state = "streaming");
             now
         });
-        if now.stored > first.stored || (now.server > first.server && now.stored >= now.server) {
+        let all_stored = now.stored >= now.server;
+        if now.stored > first.stored || (all_stored && (idle || now.server > first.server)) {
             site.status.update(|status| status.archiving.last_error = None);
             break;
         }

@@ -170,3 +170,112 @@ impl Framer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::codec::{Compression, Digest};
+    use crate::repository::{BackupName, PackId};
+    use proptest::prelude::*;
+
+    /// A place for frame `number`; the raw bytes are kept beside it.
+    fn place_of(number: FrameNumber, raw_length: usize) -> FrameRef {
+        let backup: BackupName = "20261121T100000Z".parse().unwrap();
+        FrameRef {
+            pack: PackId { backup, number: 1 },
+            offset: number * 10,
+            stored_length: 10,
+            raw_length: u32::try_from(raw_length).unwrap(),
+            compression: Compression::None,
+            digest: Digest::of(&number.to_le_bytes()),
+        }
+    }
+
+    fn file(name: &str, size: usize) -> TarEntry {
+        let kind = TarKind::File { size: size as u64 };
+        TarEntry { path: name.as_bytes().to_vec(), kind, mode: 0o600, modified: 7 }
+    }
+
+    /// Frames `files`, placing frames a few at a time, and puts every file together again from its extents.
+    fn round_trip(files: &[Vec<u8>], cut: usize, lag: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let (mut framer, mut frames, mut raw) = (Framer::default(), Vec::new(), HashMap::new());
+        let (mut waiting, mut entries) = (VecDeque::new(), Vec::new());
+        let mut settle = |framer: &mut Framer, frames: &mut Vec<RawFrame>, lag: usize| {
+            waiting.extend(frames.drain(..));
+            while waiting.len() > lag {
+                let frame = waiting.pop_front().unwrap();
+                assert!(!frame.bytes.is_empty() && frame.bytes.len() <= FRAME_SIZE);
+                framer.place(place_of(frame.number, frame.bytes.len()));
+                raw.insert(frame.number * 10, frame.bytes);
+            }
+            while let Some(entry) = framer.next_entry() {
+                let EntryKind::File { size, crc32c, extents, .. } = &entry.kind else { panic!() };
+                let mut bytes = Vec::new();
+                for extent in extents {
+                    let frame = &raw[&extent.frame.offset];
+                    let skip = extent.skip as usize;
+                    bytes.extend_from_slice(&frame[skip..skip + extent.take as usize]);
+                }
+                assert_eq!(*size, bytes.len() as u64);
+                assert_eq!(*crc32c, crc32c::crc32c(&bytes));
+                entries.push((entry.path.as_bytes().to_vec(), bytes));
+            }
+        };
+        for (number, content) in files.iter().enumerate() {
+            let entry = file(&format!("base/{number}"), content.len());
+            let path = EntryPath::new(entry.path.clone()).unwrap();
+            framer.begin(path, entry, &mut frames);
+            for part in content.chunks(cut) {
+                framer.data(part, &mut frames);
+            }
+            let (_, length, _) = framer.end(&mut frames).unwrap();
+            assert_eq!(length, content.len() as u64);
+            settle(&mut framer, &mut frames, lag);
+        }
+        framer.finish(&mut frames);
+        settle(&mut framer, &mut frames, 0);
+        assert!(framer.is_empty());
+        entries
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn files_come_together_from_their_extents(
+            sizes in prop::collection::vec(
+                prop_oneof![4 => 0_usize..40_000, 1 => FRAME_SIZE - 2..FRAME_SIZE + 3, 1 => 0_usize..3_000_000], 0..12),
+            cut in 1_000_usize..200_000,
+            lag in 0_usize..4,
+        ) {
+            let files: Vec<Vec<u8>> = sizes
+                .iter()
+                .enumerate()
+                .map(|(seed, size)| (1..=u8::MAX).cycle().skip(seed % 251).take(*size).collect())
+                .collect();
+            let found = round_trip(&files, cut, lag);
+            prop_assert_eq!(found.len(), files.len());
+            for (number, (path, bytes)) in found.into_iter().enumerate() {
+                prop_assert_eq!(path, format!("base/{number}").into_bytes());
+                prop_assert!(bytes == files[number]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_cut_at_fixed_offsets_whatever_lies_before_it() {
+        let large = vec![9; FRAME_SIZE * 2 + 5];
+        for before in [0, 1, 500_000] {
+            let (mut framer, mut frames) = (Framer::default(), Vec::new());
+            for (name, content) in [("a", &vec![1; before]), ("b", &large)] {
+                let entry = file(name, content.len());
+                framer.begin(EntryPath::new(name).unwrap(), entry, &mut frames);
+                framer.data(content, &mut frames);
+                framer.end(&mut frames);
+            }
+            let lengths: Vec<usize> = frames.iter().map(|frame| frame.bytes.len()).collect();
+            assert_eq!(lengths[lengths.len() - 3..], [FRAME_SIZE, FRAME_SIZE, 5]);
+        }
+    }
+}

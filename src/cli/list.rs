@@ -45,7 +45,8 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
 fn row(record: &BackupRecord) -> [String; 10] {
     let mut note = record.note.clone().unwrap_or_default();
     if record.is_suspect() {
-        note = format!("CHECKSUM FAILURES {note}").trim_end().to_owned();
+        let space = if note.is_empty() { "" } else { " " };
+        note = format!("CHECKSUM FAILURES{space}{note}");
     }
     let version = record.server_version_num;
     [

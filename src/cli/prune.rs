@@ -7,6 +7,7 @@ use super::runtime::block_on;
 use super::{Context, render};
 use crate::agent::{self, Site};
 use crate::catalog::Catalog;
+use crate::repository::BackupName;
 use crate::retention::{self, RetentionPlan, Verdict};
 use crate::runtime::{Clock, SystemClock};
 use crate::storage::Access;
@@ -76,28 +77,11 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
 
 fn as_json(plan: &RetentionPlan, report: Option<&retention::PruneReport>) -> serde_json::Value {
     let verdict = |verdict| if verdict == Verdict::Keep { "keep" } else { "drop" };
-    let backups: Vec<_> = plan
-        .backups
-        .iter()
-        .map(|decision| {
-            json!({
-                "backup": decision.backup.to_string(),
-                "verdict": verdict(decision.verdict),
-                "reason": decision.reason,
-            })
-        })
-        .collect();
-    let unfinished: Vec<_> = plan
-        .unfinished
-        .iter()
-        .map(|decision| {
-            json!({
-                "backup": decision.backup.to_string(),
-                "verdict": verdict(decision.verdict),
-                "reason": decision.reason,
-            })
-        })
-        .collect();
+    let decided = |backup: &BackupName, verdict_of, reason: &str| json!({ "backup": backup.to_string(), "verdict": verdict(verdict_of), "reason": reason });
+    let backups: Vec<_> =
+        plan.backups.iter().map(|made| decided(&made.backup, made.verdict, &made.reason)).collect();
+    let unfinished: Vec<_> =
+        plan.unfinished.iter().map(|made| decided(&made.backup, made.verdict, &made.reason)).collect();
     json!({
         "dry_run": report.is_none(),
         "backups": backups,

@@ -48,6 +48,9 @@ pub struct RestoreArgs {
     /// Put a tablespace elsewhere; OLD is its former directory or its OID
     #[arg(long, value_name = "OLD=NEW")]
     tablespace: Vec<String>,
+    /// Do not wait until everything is on disk: faster, for a copy that a power cut may cost
+    #[arg(long)]
+    no_sync: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -182,6 +185,7 @@ async fn restore(
         directory: directory.clone(),
         tablespaces,
         parallelism: site.parallelism,
+        durable: !args.no_sync,
     };
     let restored =
         interruptible(&cancel, restore::restore_files(&site.repository, &work, &progress, &cancel)).await;

@@ -20,7 +20,7 @@ const STORAGE: &str = "/$defs/RawObjectStorage";
 const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (TOP, "$schema", "it is for editors"),
     (TOP, "active", "PGHoard reads it per site only, too"),
-    (TOP, "alert_file_dir", "alerts are log lines and metrics"),
+    (TOP, "alert_file_dir", "alerts are lines in the log"),
     (TOP, "backup_location", "nothing is kept on local disk"),
     (TOP, "deleter_event_get_timeout", "there is no deletion queue to poll"),
     (TOP, "graceful_shutdown_compression_timeout", "`shutdown_grace` of a site bounds the stop"),
@@ -32,7 +32,7 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (TOP, "pg_receivexlog_path", "no such program is used"),
     (TOP, "prometheus", "not read yet"),
     (TOP, "pushgateway", "not read yet"),
-    (TOP, "restore_prefetch", "read-ahead sizes itself"),
+    (TOP, "restore_prefetch", "nothing is fetched ahead"),
     (TOP, "restore_process_count", "`parallelism` decides"),
     (TOP, "statsd", "not read yet"),
     (TOP, "syslog", "the log goes to standard error"),

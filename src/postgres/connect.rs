@@ -21,8 +21,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::auth::Authenticator;
 use super::connection::{Connection, Login, Mode};
-use super::conninfo::{ConnInfo, DEFAULT_SOCKET_DIRECTORIES, Host, SslMode, TargetSession, password_for};
+use super::conninfo::{ConnInfo, DEFAULT_SOCKET_DIRECTORIES, Host, SslMode, TargetSession};
 use super::error::{Error, Knock};
+use super::passfile::password_for;
 use super::tls;
 use super::wire::frontend;
 use crate::secret::Secret;

@@ -13,6 +13,7 @@ mod connection;
 mod conninfo;
 mod error;
 mod lsn;
+mod passfile;
 mod replication;
 mod segment;
 mod system;
@@ -29,10 +30,10 @@ pub use connect::{ByteStream, Connector, Duplex, Encryption, Link, Network};
 pub use connection::{Connection, Mode};
 pub use conninfo::{
     ChannelBindingPolicy, ConnInfo, ConnInfoError, Host, Keepalive, RootCert, SslMode, TargetSession,
-    password_for,
 };
 pub use error::{Error, OLDEST_MAJOR};
 pub use lsn::{Lsn, ParseLsnError};
+pub use passfile::password_for;
 pub use replication::{
     BaseBackupOptions, Grammar, ManifestChecksums, SlotName, SlotNameError, SlotState, Started,
     SystemPosition, WalMessage,

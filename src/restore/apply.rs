@@ -27,6 +27,9 @@ use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Reposito
 /// Stored bytes fetched in one request at most: enough to make a request worth its round trip.
 const RUN_SIZE: u64 = 4 << 20;
 
+/// A write from this size on is sent to disk at once; smaller ones are better gathered by the system.
+const LARGE_WRITE: usize = 512 << 10;
+
 /// Stands in the target directory while a restore is under way. Whoever finds it knows that the directory
 /// was empty before and holds nothing but the beginning of a restore. The same goes for the tablespace
 /// directories it lists, each after a zero byte, and for no others.
@@ -51,6 +54,8 @@ pub struct Work<'a> {
     pub tablespaces: Vec<TablespaceTarget>,
     /// Runs of frames under way at a time; each takes about 6 MiB.
     pub parallelism: usize,
+    /// Flush everything to disk before the restore counts as done.
+    pub durable: bool,
 }
 
 /// What a directory holds before a restore.
@@ -124,11 +129,12 @@ pub async fn restore_files(
         writer.entry(entry).await?;
     }
     writer.finish().await?;
-    progress.phase("writing to disk");
-    for directory in
-        [&work.directory].into_iter().chain(work.tablespaces.iter().map(|target| &target.directory))
-    {
-        sync_file_system(directory).await?;
+    if work.durable {
+        progress.phase("writing to disk");
+        let tablespaces = work.tablespaces.iter().map(|target| &target.directory);
+        for directory in [&work.directory].into_iter().chain(tablespaces) {
+            sync_file_system(directory).await?;
+        }
     }
     link_tablespaces(work)
 }
@@ -250,11 +256,11 @@ fn link_tablespaces(work: &Work<'_>) -> Result<(), Error> {
 /// A file being written by several threads.
 struct Target {
     path: PathBuf,
-    /// Where it lies before it gets its name.
     size: u64,
     mode: u32,
     modified: i64,
     crc32c: u32,
+    durable: bool,
     state: Mutex<TargetState>,
 }
 
@@ -290,6 +296,12 @@ impl Target {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let file = self.open()?;
         file.write_all_at(bytes, offset).map_err(|error| Error::io("write", &self.path, error))?;
+        if self.durable && bytes.len() >= LARGE_WRITE {
+            // Linux starts writing such pages to disk at once (mm/fadvise.c), so that the disk works while
+            // the next frames are decoded, and the flush at the end finds little left.
+            let length = std::num::NonZeroU64::new(bytes.len() as u64);
+            let _ = rustix::fs::fadvise(&file, offset, length, rustix::fs::Advice::DontNeed);
+        }
         let crc32c = crc32c::crc32c(bytes);
         let mut state = self.lock();
         state.stretches.push((offset, bytes.len(), crc32c));
@@ -423,7 +435,8 @@ impl<'a> Writer<'a> {
                 self.saw_control_file |= path == CONTROL_FILE;
                 self.files += 1;
                 let state = Mutex::default();
-                let target = Arc::new(Target { path: place, size, mode, modified, crc32c, state });
+                let durable = self.work.durable;
+                let target = Arc::new(Target { path: place, size, mode, modified, crc32c, durable, state });
                 let mut offset = 0;
                 for extent in extents {
                     let destination = Destination {

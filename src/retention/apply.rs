@@ -43,7 +43,9 @@ pub async fn apply(
 
     let given_up = give_up_interrupted(repository, plan, now).await?;
     // The records as they are now decide over packs: one may have been added since the plan was made.
-    let remaining = Catalog::load_backups(repository).await?;
+    let mut remaining = Catalog::load_backups(repository).await?;
+    // Without its record a dropped backup looks like one that is running, which would hold back packs.
+    remaining.unfinished.retain(|unfinished| !dropped.contains(&unfinished.name));
     let rule = PackRule::new(&remaining, now);
     for backup in dropped {
         pruning.delete_parts(backup, &rule).await?;

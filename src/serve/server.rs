@@ -64,10 +64,10 @@ pub struct Site {
 }
 
 impl Site {
-    fn archive(&self) -> Result<Repository, Response<Body>> {
+    fn archive(&self) -> Result<Repository, Refusal> {
         self.repository.borrow().clone().ok_or_else(|| {
             let reason = format!("the storage of site `{}` has not been reached yet; see /status", self.name);
-            text(StatusCode::SERVICE_UNAVAILABLE, reason)
+            Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason }
         })
     }
 }
@@ -282,7 +282,7 @@ impl Server {
     ) -> Result<(Fetched, OwnedSemaphorePermit), Response<Body>> {
         let permit = permit(&self.fetches, "other files are being read").await?;
         let expected = *site.expected.borrow();
-        let repository = site.archive()?;
+        let repository = site.archive().map_err(|refusal| refused(&refusal))?;
         match fetch(&repository, &expected, file).await {
             Ok(fetched) => Ok((fetched, permit)),
             Err(error @ FetchError::NotFound(_)) => {
@@ -379,10 +379,7 @@ impl Server {
             Err(answer) => return Ok(answer),
         };
         let expected = *site.expected.borrow();
-        let repository = match site.archive() {
-            Ok(repository) => repository,
-            Err(answer) => return Ok(answer),
-        };
+        let repository = site.archive()?;
         let stored = if let Some(length) = announced {
             let mut body = IncomingChunks { body, stall_timeout: self.deps.limits.stall_timeout, taken: 0 };
             let stored = archive(&repository, &expected, file, length, Box::pin(body.stream())).await;

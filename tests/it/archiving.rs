@@ -250,7 +250,7 @@ fn every_segment_size_is_archived_byte_for_byte() {
         assert!(rig.verify(&agent) >= 3, "segments of {size} MiB");
         // The unfinished segment: what was written, then zeros.
         let current = rig.server.value("select pg_walfile_name(pg_current_wal_lsn())");
-        let written = (flush_lsn(&rig.server) % rig.segment_size) as usize;
+        let written = usize::try_from(flush_lsn(&rig.server) % rig.segment_size).unwrap();
         rig.wait_stored(&agent);
         let body = fetch(&agent.config_file(), &agent.url(), &current);
         let there = fs::read(rig.server.wal_directory().join(&current)).unwrap();
@@ -307,7 +307,7 @@ fn pieces_are_stored_in_time_stay_few_and_go_with_their_segment() {
         commits += 1;
         most = most.max(rig.archive().pieces().values().map(Vec::len).max().unwrap_or(0));
     }
-    assert!(most >= 2 && most <= 24, "{most} pieces of one segment");
+    assert!((2..=24).contains(&most), "{most} pieces of one segment");
     assert!(slowest < Duration::from_secs(2), "a commit took {slowest:?} to be stored");
     // Sees the current position; what is stored really is there.
     assert!(rig.archive().end(1) >= flush_lsn(&rig.server) - 64 * 1024);

@@ -24,6 +24,9 @@ fn a_backup_on_its_own_streams_its_wal_and_leaves_no_slot() {
     });
 }
 
+/// What a command may have resident; an unoptimised program takes more for itself.
+const MEMORY_LIMIT: u64 = if cfg!(debug_assertions) { 96 << 20 } else { 64 << 20 };
+
 fn one_major() -> u32 {
     let majors = majors();
     if majors.contains(&17) { 17 } else { majors[0] }
@@ -35,6 +38,14 @@ fn a_standby_can_be_backed_up_alone() {
         let mut site = Site::start(major);
         site.server.load(1000);
         let standby = site.server.standby();
+        if major < 15 {
+            // A backup of a standby begins at its last restartpoint. Before 15 a physical connection cannot learn
+            // where that is, so WAL is streamed from the present segment on and the restartpoint must lie there.
+            site.server.sql("checkpoint");
+            let lsn = site.server.value("select pg_current_wal_lsn()");
+            standby.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{lsn}'"), "t");
+            standby.sql("checkpoint");
+        }
         standby.wait_until("select count(*) from load", "1000");
         site.set(
             "nodes",
@@ -167,7 +178,7 @@ fn a_large_database_takes_little_memory_and_many_packs() {
     Server::verify_backup(site.server.major(), &target).unwrap();
     for (name, run) in [("backup", &backup), ("restore", &restore)] {
         eprintln!("{name} of 1.3 GiB: {:?}, at most {} MiB", run.elapsed, run.peak_memory >> 20);
-        assert!(run.peak_memory < 64 << 20, "{name} took {} bytes", run.peak_memory);
+        assert!(run.peak_memory < MEMORY_LIMIT, "{name} took {} bytes", run.peak_memory);
     }
 }
 
@@ -188,7 +199,7 @@ fn many_relations_take_little_memory() {
     assert_eq!(restore.code, 0);
     for (name, run) in [("backup", &backup), ("restore", &restore)] {
         eprintln!("{name} of 20,000 relations: {:?}, at most {} MiB", run.elapsed, run.peak_memory >> 20);
-        assert!(run.peak_memory < 64 << 20, "{name} took {} bytes", run.peak_memory);
+        assert!(run.peak_memory < MEMORY_LIMIT, "{name} took {} bytes", run.peak_memory);
     }
     let restored = Server::on_restored(site.server.major(), &target);
     restored.wait_recovered();
@@ -229,7 +240,7 @@ fn what_pruning_keeps_can_still_be_restored() {
         site.backups().iter().map(|backup| backup["name"].as_str().unwrap().to_owned()).collect();
     assert_eq!(kept, names[2..]);
     for gone in &names[..2] {
-        assert!(site.objects(gone).is_empty());
+        assert_eq!(site.objects(gone), Vec::<std::path::PathBuf>::new(), "{done}");
         site.try_restore("gone", &["--backup", gone]).expect_code(3);
     }
     let first = plan["first_wal_segment_kept"].as_str().unwrap().to_owned();

@@ -200,6 +200,8 @@ pub struct Agent {
     configuration: Value,
     environment: Vec<(OsString, OsString)>,
     address: SocketAddr,
+    /// What answers 200 once the agent counts as started.
+    probe: &'static str,
     child: Option<Child>,
 }
 
@@ -212,18 +214,28 @@ pub struct Ended {
 }
 
 impl Agent {
-    /// Starts an agent and waits until it answers on `/healthz`. Its HTTP address is chosen here.
+    /// Starts an agent and waits until its storage is open (`/readyz`). Its HTTP address is chosen here.
     pub fn start(configuration: &Value) -> Self {
         Self::start_with(configuration, &[])
     }
 
     /// As [`Agent::start`], with environment variables.
     pub fn start_with(configuration: &Value, environment: &[(&str, &str)]) -> Self {
+        Self::start_until("/readyz", configuration, environment)
+    }
+
+    /// As [`Agent::start`], for an agent whose storage cannot be reached: waits until it lives (`/healthz`).
+    pub fn start_without_storage(configuration: &Value) -> Self {
+        Self::start_until("/healthz", configuration, &[])
+    }
+
+    fn start_until(probe: &'static str, configuration: &Value, environment: &[(&str, &str)]) -> Self {
         let mut agent = Self {
             scratch: Scratch::new(),
             configuration: configuration.clone(),
             environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            probe,
             child: None,
         };
         agent.start_again();
@@ -262,7 +274,7 @@ impl Agent {
             if child.try_wait().expect("wait for a child of ours").is_some() {
                 return Some(false);
             }
-            http::get(address, "/healthz").ok().filter(|answer| answer.status == 200).map(|_| true)
+            http::get(address, self.probe).ok().filter(|answer| answer.status == 200).map(|_| true)
         });
         if answered == Some(true) {
             self.child = Some(child);
@@ -270,7 +282,8 @@ impl Agent {
         }
         process::signal(child.id(), Signal::KILL);
         process::wait(&mut child, Duration::from_secs(10));
-        assert!(answered.is_some(), "the agent does not answer on http://{address}/healthz:\n{}", self.log());
+        let probe = self.probe;
+        assert!(answered.is_some(), "the agent does not answer on http://{address}{probe}:\n{}", self.log());
         false
     }
 

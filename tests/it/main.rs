@@ -7,6 +7,7 @@
     clippy::print_stderr,
     reason = "tests stand in the real world: its clock, its environment, its terminal"
 )]
+#![allow(clippy::unwrap_used, reason = "clippy sees tests only in the test functions themselves")]
 #![allow(dead_code, reason = "fixtures may offer more than the tests of today use")]
 
 // What tests stand on.

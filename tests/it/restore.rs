@@ -223,6 +223,9 @@ fn what_cannot_work_is_refused_before_anything_is_written() {
         site.try_restore("target", &[arguments, &["--dry-run"]].concat()).expect_code(code);
     };
 
+    // An empty directory may be one whose file system is not mounted, where the backups are.
+    refuse(&["--if-backup-exists"], 6, "not mounted");
+    site.run(&["prune"]).success();
     refuse(&[], 3, "no backup");
     site.try_restore("target", &["--if-backup-exists"]).success();
     assert!(!target.exists());
@@ -449,6 +452,9 @@ fn damage_to_a_backup_is_found_and_named() {
         let object = |backup: &str| site.objects(&format!("backup/{backup}/{part}")).remove(0);
         let good = fs::read(object(&second)).unwrap();
         for (what, bytes) in damaged(&good, &fs::read(object(&first)).unwrap()) {
+            if part.starts_with("pack") && what == "prolonged" {
+                continue; // its frames are where they were
+            }
             number += 1;
             fs::write(object(&second), bytes).unwrap();
             let target = format!("target {number}");
@@ -542,7 +548,7 @@ fn recovery_stops_at_damaged_wal_instead_of_ending_there() {
 }
 
 fn says_what_is_damaged(log: &str) -> bool {
-    log.contains("xlog/") || log.contains("xlog_partial/")
+    log.contains("cannot fetch `0000000")
 }
 
 fn copy_tree(from: &Path, to: &Path) {
