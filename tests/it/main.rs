@@ -22,6 +22,7 @@ mod site;
 // What they test.
 mod architecture;
 mod archiving;
+mod archiving_faults;
 mod backup;
 mod commands;
 mod config;
