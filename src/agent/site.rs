@@ -118,7 +118,6 @@ impl Site {
             level: config.compression_level,
             host: host.clone(),
             part_size: part_size(config.memory_limit),
-            ..RepositorySettings::default()
         };
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
         // the frames of a base backup.
