@@ -449,6 +449,8 @@ fn an_idle_server_costs_next_to_nothing() {
     };
     // The server itself writes a few bytes every 15 s for a while.
     let quiet = (0..5).any(|_| {
+        rig.wait_stored(&agent);
+        sleep(Duration::from_millis(500)); // superfluous pieces go a moment after
         let (written, pieces, before) = (flush_lsn(&rig.server), rig.archive().pieces(), ticks());
         sleep(Duration::from_secs(3));
         let spent = ticks() - before;
