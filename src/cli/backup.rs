@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::runtime::{block_on, interruptible};
-use super::{Context, render};
+use super::{Context, allocator, render};
 use crate::agent::{self, Site, Wish};
 use crate::observe::Progress;
 use crate::storage::Access;
@@ -31,6 +31,7 @@ Examples:
   pgkeep backup --fast --note 'before the upgrade'";
 
 pub fn run(args: BackupArgs, context: &Context) -> anyhow::Result<()> {
+    allocator::settle();
     let config = context.start()?;
     let site = context.site(&config)?;
     let record = block_on(config.parallelism, async {

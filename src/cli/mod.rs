@@ -1,6 +1,7 @@
 //! What a person types: one thin file per command.
 
 mod agent_client;
+mod allocator;
 mod backup;
 mod config;
 mod context;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
 use super::runtime::{block_on, interruptible};
-use super::{Context, render};
+use super::{Context, allocator, render};
 use crate::agent::Site;
 use crate::catalog::{BackupChoice, BackupRecord, Catalog};
 use crate::config::{Config, SiteConfig};
@@ -132,6 +132,7 @@ Examples:
   pgkeep restore --target-dir /data --standby --primary-conninfo 'host=db1 user=replicator'";
 
 pub fn run(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
+    allocator::settle();
     let target = args.target.target()?;
     let config = context.start()?;
     let site = context.site(&config)?;
