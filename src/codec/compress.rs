@@ -77,6 +77,20 @@ pub(super) enum Compressor {
     Zstd(Box<zstd::stream::raw::Encoder<'static>>),
 }
 
+/// The default level, also written 0.
+const LEVEL_3: i32 = 3;
+
+/// What is set besides the level. Level 3 gets smaller tables than the library gives it: they stay in a
+/// core's own cache, which makes it a fifth faster for one percent of the ratio (measured on heap files
+/// and on object code; on pgbench data the ratio even improved).
+pub(super) fn zstd_parameters(level: i32) -> Vec<CParameter> {
+    let mut parameters = vec![CParameter::ChecksumFlag(true)];
+    if matches!(level, 0 | LEVEL_3) {
+        parameters.extend([CParameter::HashLog(15), CParameter::ChainLog(14)]);
+    }
+    parameters
+}
+
 impl Compressor {
     /// `level` is zstd's and ignored by the others; 0 is the library's default, 3.
     /// `length`, when given, must be the exact length of the input: a small object then costs a small
@@ -88,9 +102,9 @@ impl Compressor {
             Compression::Zstd => {
                 let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
                     .expect("a clamped level is a valid parameter");
-                encoder
-                    .set_parameter(CParameter::ChecksumFlag(true))
-                    .expect("a fresh context takes parameters");
+                for parameter in zstd_parameters(clamp_level(level)) {
+                    encoder.set_parameter(parameter).expect("a fresh context takes parameters");
+                }
                 encoder.set_pledged_src_size(length).expect("a fresh context takes a length");
                 Self::Zstd(Box::new(encoder))
             }

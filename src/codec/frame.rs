@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 use zstd::bulk;
-use zstd::stream::raw::{CParameter, DParameter};
+use zstd::stream::raw::DParameter;
 
-use super::compress::{Compression, clamp_level};
+use super::compress::{Compression, clamp_level, zstd_parameters};
 use super::decoder::{Decoder, Error, Expected};
 use super::digest::Digest;
 use super::encoder::Encoder;
@@ -59,9 +59,9 @@ impl FrameEncoder {
             Compression::Zstd => {
                 let mut compressor =
                     bulk::Compressor::new(clamp_level(level)).expect("a clamped level is a valid parameter");
-                compressor
-                    .set_parameter(CParameter::ChecksumFlag(true))
-                    .expect("a fresh context takes parameters");
+                for parameter in zstd_parameters(clamp_level(level)) {
+                    compressor.set_parameter(parameter).expect("a fresh context takes parameters");
+                }
                 Method::Zstd(Box::new(compressor))
             }
         };
