@@ -161,8 +161,10 @@ fn a_gap_is_reported_and_healed_by_a_base_backup() {
             .conf("min_wal_size = '2MB'")
             .conf("wal_keep_size = 0");
         // Every so many hours: none is due by itself but the first.
-        let mut rig =
-            Rig::with(builder).set("basebackup_interval_hours", 24).set("backup_checkpoint", "fast");
+        let mut rig = Rig::with(builder)
+            .set("basebackup_interval_hours", 24)
+            .set("backup_checkpoint", "fast")
+            .set("basebackup_count", 5);
         let mut agent = rig.agent();
         wait_for("the first base backup", || status_of(&agent)["backups"] == 1);
         rig.wait_stored(&agent);
@@ -210,7 +212,10 @@ fn an_invalidated_slot_is_made_anew() {
             .conf("max_wal_size = '2MB'")
             .conf("min_wal_size = '2MB'")
             .conf("max_slot_wal_keep_size = '3MB'");
-        let rig = Rig::with(builder).set("basebackup_interval_hours", 24).set("backup_checkpoint", "fast");
+        let rig = Rig::with(builder)
+            .set("basebackup_interval_hours", 24)
+            .set("backup_checkpoint", "fast")
+            .set("basebackup_count", 5);
         let mut agent = rig.agent();
         wait_for("the first base backup", || status_of(&agent)["backups"] == 1);
         rig.wait_stored(&agent);
