@@ -77,9 +77,7 @@ pub async fn with_agent(
     let mut position = site.position.subscribe();
     let repository = &site.repository;
     take(site, wish, progress, cancel, async move |timeline, start, stop, identity: SystemIdentity| {
-        let reached = |now: &Option<Position>| {
-            now.is_some_and(|now| now.timeline > timeline || (now.timeline == timeline && now.stored >= stop))
-        };
+        let reached = |now: &Option<Position>| now.is_some_and(|now| now.has_stored(timeline, stop));
         position.wait_for(reached).await.map_err(|_| "the agent is stopping".to_owned())?;
         require_wal(repository, &identity, timeline, start, stop).await
     })
@@ -113,9 +111,7 @@ pub async fn alone(
         if somebody_else {
             return wait_for_wal(&repository, &identity, timeline, start, stop).await;
         }
-        let reached = |now: &Option<Position>| {
-            now.is_some_and(|now| now.timeline > timeline || (now.timeline == timeline && now.stored >= stop))
-        };
+        let reached = |now: &Option<Position>| now.is_some_and(|now| now.has_stored(timeline, stop));
         position.wait_for(reached).await.map_err(|_| "streaming it has ended".to_owned())?;
         require_wal(&repository, &identity, timeline, start, stop).await
     });

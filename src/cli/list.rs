@@ -2,11 +2,9 @@
 
 use serde_json::json;
 
-use super::runtime::block_on;
+use super::runtime::load_catalog;
 use super::{Context, render};
-use crate::agent::Site;
-use crate::catalog::{BackupRecord, Catalog};
-use crate::storage::Access;
+use crate::catalog::BackupRecord;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -16,10 +14,7 @@ Examples:
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
     let site = context.site(&config)?;
-    let catalog = block_on(config.parallelism, async {
-        let site = Site::open(&config, site, Access::Read).await?;
-        anyhow::Ok(Catalog::load(&site.repository).await?)
-    })??;
+    let catalog = load_catalog(&config, site)?;
     if context.json() {
         let damaged: Vec<_> = catalog
             .damaged

@@ -5,7 +5,11 @@ use std::future::Future;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Site;
+use crate::catalog::Catalog;
+use crate::config::{Config, SiteConfig};
 use crate::runtime::shutdown_signal;
+use crate::storage::Access;
 
 /// Runs `future` to its end. Two threads move bytes; compression, hashing and file work are done by at most
 /// `parallelism` blocking threads and some more for short file operations.
@@ -36,4 +40,12 @@ pub async fn interruptible<F: Future>(cancel: &CancellationToken, work: F) -> F:
     }
     cancel.cancel();
     work.await
+}
+
+/// What the site's archive holds, for the commands that only look.
+pub fn load_catalog(config: &Config, site: &SiteConfig) -> anyhow::Result<Catalog> {
+    block_on(config.parallelism, async {
+        let site = Site::open(config, site, Access::Read).await?;
+        Ok(Catalog::load(&site.repository).await?)
+    })?
 }

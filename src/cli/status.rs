@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use super::agent_client::Agent;
-use super::runtime::block_on;
+use super::runtime::load_catalog;
 use super::{Context, render};
-use crate::agent::Site;
 use crate::catalog::{Catalog, Window, list_ranges};
 use crate::config::HttpConfig;
-use crate::storage::Access;
 
 pub const EXAMPLES: &str = "\
 Reads the archive itself, and asks the agent on this host if there is one.
@@ -20,10 +18,7 @@ Examples:
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
     let site = context.site(&config)?;
-    let catalog = block_on(config.parallelism, async {
-        let site = Site::open(&config, site, Access::Read).await?;
-        anyhow::Ok(Catalog::load(&site.repository).await?)
-    })??;
+    let catalog = load_catalog(&config, site)?;
     let agent = agent_status(&config.http, &site.name);
     if context.json() {
         let problems: Vec<_> = catalog.damaged.iter().map(|damaged| damaged.reason.clone()).collect();

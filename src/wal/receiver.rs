@@ -84,6 +84,14 @@ pub struct Position {
     pub server: Lsn,
 }
 
+impl Position {
+    /// Whether everything below `lsn` on `timeline` is stored, as far as it was received: a receiver that
+    /// went over to a later timeline had stored the earlier one first.
+    pub fn has_stored(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.timeline > timeline || (self.timeline == timeline && self.stored >= lsn)
+    }
+}
+
 /// Why streaming of a timeline ended without error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
