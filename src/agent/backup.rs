@@ -91,7 +91,9 @@ pub async fn alone(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<BackupRecord, Error> {
-    let streaming = cancel.child_token();
+    // Not a child of `cancel`: the streaming outlives the backup, which tidies up first when stopped.
+    let streaming = CancellationToken::new();
+    let stop = cancel.child_token();
     let mut position = site.position.subscribe();
     let mut archiver = tokio::task::JoinSet::new();
     let archiver_site = Arc::clone(site);
@@ -99,6 +101,7 @@ pub async fn alone(
     archiver.spawn(async move { archive_meanwhile(&archiver_site, &archiver_cancel).await });
     // Only when it is settled who archives may the backup begin: its WAL must not be recycled meanwhile.
     let somebody_else = tokio::select! {
+        () = cancel.cancelled() => return Err(basebackup::Error::Cancelled.into()),
         started = position.wait_for(Option::is_some) => { drop(started); false }
         ended = archiver.join_next() => match ended {
             Some(Ok(Ok(Archived::BySomebodyElse))) => true,
@@ -107,7 +110,7 @@ pub async fn alone(
         },
     };
     let repository = site.repository.clone();
-    let backup = take(site, wish, progress, cancel, async move |timeline, start, stop, identity| {
+    let backup = take(site, wish, progress, &stop, async move |timeline, start, stop, identity| {
         if somebody_else {
             return wait_for_wal(&repository, &identity, timeline, start, stop).await;
         }
@@ -115,12 +118,15 @@ pub async fn alone(
         position.wait_for(reached).await.map_err(|_| "streaming it has ended".to_owned())?;
         require_wal(&repository, &identity, timeline, start, stop).await
     });
+    let mut backup = std::pin::pin!(backup);
     let result = tokio::select! {
-        result = backup => result,
-        Some(ended) = archiver.join_next(), if !somebody_else => match ended {
-            Ok(Err(error)) => Err(error),
-            _ => Err(basebackup::Error::Cancelled.into()),
-        },
+        result = &mut backup => result,
+        Some(ended) = archiver.join_next(), if !somebody_else => {
+            // Without its WAL the backup is worth nothing; it removes what it has stored.
+            stop.cancel();
+            let result = backup.await;
+            if let Ok(Err(error)) = ended { Err(error) } else { result }
+        }
     };
     streaming.cancel();
     while let Some(ended) = archiver.join_next().await {

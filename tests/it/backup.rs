@@ -114,6 +114,17 @@ fn an_interrupted_backup_tidies_up() {
 }
 
 #[test]
+fn a_backup_whose_wal_is_cut_off_tidies_up() {
+    let (site, mut child) = slow_backup();
+    site.server.sql(
+        "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name ~ '^pgkeep_backup_'",
+    );
+    let code = process::wait(&mut child, Duration::from_secs(10)).expect("it ends within seconds");
+    assert_ne!(code, 0);
+    assert_eq!(site.objects("backup/"), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
 fn a_backup_touches_no_local_disk() {
     let mut site = Site::start(one_major());
     let trace = site.scratch.directory("elsewhere");
