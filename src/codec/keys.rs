@@ -349,13 +349,11 @@ fn der_value(tag: u8, content: &[u8]) -> Vec<u8> {
     let mut value = vec![tag];
     let length = content.len().to_be_bytes();
     let significant = &length[length.iter().take_while(|byte| **byte == 0).count()..];
-    match content.len() {
-        0..=0x7F => value.push(content.len().to_le_bytes()[0]),
-        _ => {
-            value.push(0x80 | significant.len().to_le_bytes()[0]);
-            value.extend_from_slice(significant);
-        }
+    if content.len() >= 0x80 {
+        value.push(0x80 | significant.len().to_le_bytes()[0]);
     }
+    // Of no content the length is one zero byte.
+    value.extend_from_slice(if significant.is_empty() { &[0] } else { significant });
     value.extend_from_slice(content);
     value
 }
