@@ -126,7 +126,7 @@ impl XzDecoder {
         while (!input.is_empty() || self.has_more) && plaintext.len() - start < room {
             let (position, before) = (plaintext.len(), self.stream.total_in());
             plaintext.reserve((room - (position - start)).min(128 << 10));
-            self.stream.process_vec(input, plaintext, Action::Run).map_err(|error| xz_error(error))?;
+            self.stream.process_vec(input, plaintext, Action::Run).map_err(xz_error)?;
             self.has_more = plaintext.len() == plaintext.capacity();
             let taken = usize::try_from(self.stream.total_in() - before).expect("it is part of a slice");
             *input = &input[taken..];
@@ -140,7 +140,7 @@ impl XzDecoder {
     fn finish(&mut self) -> Result<(), Error> {
         let mut beyond = [0];
         let status = self.stream.process(&[], &mut beyond, Action::Finish);
-        match status.map_err(|error| xz_error(error))? {
+        match status.map_err(xz_error)? {
             Status::StreamEnd => Ok(()),
             _ => Err(Error::Truncated(Compression::Lzma)),
         }
