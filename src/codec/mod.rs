@@ -15,9 +15,11 @@ mod decoder;
 mod digest;
 mod encoder;
 mod frame;
+mod tar;
 
 pub use compress::{Compression, ParseCompressionError};
 pub use decoder::{Decoder, Error, Expected};
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use encoder::{Encoder, Summary};
 pub use frame::{EncodedFrame, FrameDecoder, FrameEncoder, FrameFacts, MAX_FRAME_LENGTH};
+pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarStream};
