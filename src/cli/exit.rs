@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::agent_client::AgentError;
 use crate::agent::{self, SiteError};
-use crate::catalog::FileListObjectError;
+use crate::catalog::{FileListObjectError, PghoardError};
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::{self, WalFileName};
@@ -132,7 +132,11 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
             }
             restore::Error::Repository(error)
             | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
-            restore::Error::FileList(_) => Exit::CorruptData,
+            restore::Error::Pghoard(PghoardError::Repository(repository::Error::NotFound(_))) => {
+                Exit::CorruptData
+            }
+            restore::Error::Pghoard(PghoardError::Repository(error)) => exit_of_repository(error),
+            restore::Error::FileList(_) | restore::Error::Pghoard(_) => Exit::CorruptData,
             _ => Exit::Failure,
         };
         return meaning(exit, error.hint());
