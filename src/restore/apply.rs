@@ -20,7 +20,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use crate::catalog::{BackupRecord, EntryKind, FileEntry, FileListReader};
+use crate::catalog::{BackupKeys, BackupRecord, EntryKind, FileEntry, FileListReader};
+use crate::codec::{FrameFacts, OpeningKey};
 use crate::observe::Progress;
 use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Repository};
 
@@ -134,11 +135,13 @@ pub async fn restore_files(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    let keys = BackupKeys::open(record, &repository.settings().keys)?;
     prepare(work)?;
     progress.phase("restoring");
     progress.set_total(record.plaintext_bytes);
-    let mut list = FileListReader::open(repository, record.name, record.files).await?;
-    let mut writer = Writer::new(repository, record, work, progress);
+    let mut list =
+        FileListReader::open(repository, record.name, record.files, keys.of(record.name)).await?;
+    let mut writer = Writer::new(repository, record, work, &keys, progress);
     loop {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -394,6 +397,7 @@ struct Writer<'a> {
     repository: &'a Repository,
     record: &'a BackupRecord,
     work: &'a Work,
+    keys: &'a BackupKeys,
     progress: &'a Progress,
     made: HashSet<PathBuf>,
     run: FrameRun,
@@ -409,12 +413,14 @@ impl<'a> Writer<'a> {
         repository: &'a Repository,
         record: &'a BackupRecord,
         work: &'a Work,
+        keys: &'a BackupKeys,
         progress: &'a Progress,
     ) -> Self {
         Self {
             repository,
             record,
             work,
+            keys,
             progress,
             made: HashSet::new(),
             run: FrameRun::default(),
@@ -502,7 +508,8 @@ impl<'a> Writer<'a> {
             self.run_done().await?;
         }
         let decoder = self.decoders.pop().unwrap_or_default();
-        self.under_way.spawn(write_run(self.repository.clone(), run, decoder, self.progress.clone()));
+        let key = run.frames.first().and_then(|(frame, _)| self.keys.of(frame.pack.backup)).cloned();
+        self.under_way.spawn(write_run(self.repository.clone(), run, key, decoder, self.progress.clone()));
         Ok(())
     }
 
@@ -541,6 +548,7 @@ impl<'a> Writer<'a> {
 async fn write_run(
     repository: Repository,
     run: FrameRun,
+    key: Option<OpeningKey>,
     mut decoder: FrameDecoder,
     progress: Progress,
 ) -> Result<FrameDecoder, Error> {
@@ -553,15 +561,27 @@ async fn write_run(
     let name = ObjectName::Backup { backup: first.pack.backup, part };
     let stored: Bytes = repository.get_range(name, range).await?;
     blocking(move || {
-        let mut raw = Vec::new();
+        let (mut raw, mut opened) = (Vec::new(), Vec::new());
         for (frame, destinations) in &run.frames {
             let at = usize::try_from(frame.offset - start).unwrap_or(usize::MAX);
             let bytes = stored.get(at..at.saturating_add(frame.stored_length as usize));
             let bytes = bytes
                 .ok_or_else(|| Error::Damaged(format!("`{name}` is shorter than the file list says")))?;
-            decoder
-                .decode(frame, bytes, &mut raw)
-                .map_err(|error| Error::Damaged(format!("`{name}`, frame at {}: {error}", frame.offset)))?;
+            let damaged = |why: &dyn std::fmt::Display| {
+                Error::Damaged(format!("`{name}`, frame at {}: {why}", frame.offset))
+            };
+            match &key {
+                None => decoder.decode(frame, bytes, &mut raw).map_err(|error| damaged(&error))?,
+                Some(key) => {
+                    key.open_frame(frame.pack.number, frame.offset, bytes, &mut opened)
+                        .map_err(|error| damaged(&error))?;
+                    let facts = FrameFacts {
+                        stored_length: u32::try_from(opened.len()).unwrap_or(u32::MAX),
+                        ..FrameFacts::from(frame)
+                    };
+                    decoder.decode(facts, &opened, &mut raw).map_err(|error| damaged(&error))?;
+                }
+            }
             for destination in destinations {
                 let (skip, take) = (destination.skip as usize, destination.take as usize);
                 let bytes = raw
