@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::backup::{self, Wish};
+use super::former::open_former;
 use super::nodes::{self, NodesError};
 use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use crate::basebackup::Schedule;
@@ -121,11 +122,12 @@ impl Site {
             host: host.clone(),
             part_size: part_size(config.memory_limit),
         };
+        let former = open_former(config, site, &settings, access).await?;
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
         // the frames of a base backup.
         let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
         Ok(Self {
-            repository: Repository::new(store, &site.prefix, settings),
+            repository: Repository::continuing(store, &site.prefix, settings, former),
             receiver: wal::Settings {
                 flush_interval: site.wal_flush_interval,
                 shutdown_grace: site.shutdown_grace,

@@ -50,9 +50,14 @@ enum Step {
 enum Failure {
     Codec(crate::codec::Error),
     Io(std::io::Error),
-    Short { read: u64 },
+    Short {
+        read: u64,
+    },
     /// The stored bytes are others than when their hash was taken.
-    Altered { expected: NamedHash, actual: NamedHash },
+    Altered {
+        expected: NamedHash,
+        actual: NamedHash,
+    },
 }
 
 /// The blocking half: a decoder and where its input comes from.

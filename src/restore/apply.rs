@@ -139,8 +139,7 @@ pub async fn restore_files(
     prepare(work)?;
     progress.phase("restoring");
     progress.set_total(record.plaintext_bytes);
-    let mut list =
-        FileListReader::open(repository, record.name, record.files, keys.of(record.name)).await?;
+    let mut list = FileListReader::open(repository, record.name, record.files, keys.of(record.name)).await?;
     let mut writer = Writer::new(repository, record, work, &keys, progress);
     loop {
         if cancel.is_cancelled() {

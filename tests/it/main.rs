@@ -27,6 +27,7 @@ mod backup;
 mod commands;
 mod config;
 mod errors;
+mod pghoard_restore;
 mod restore;
 mod serve;
 mod storage;
