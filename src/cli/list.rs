@@ -108,6 +108,10 @@ fn row(record: &BackupRecord) -> [String; 10] {
         let space = if note.is_empty() { "" } else { " " };
         note = format!("CHECKSUM FAILURES{space}{note}");
     }
+    if let Some(key) = record.key_id() {
+        let space = if note.is_empty() { "" } else { " " };
+        note = format!("key {key}{space}{note}");
+    }
     [
         record.name.to_string(),
         render::time(record.stop_time),

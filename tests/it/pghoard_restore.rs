@@ -33,9 +33,9 @@ impl World {
     fn of(file: &Path) -> Self {
         let scratch = Scratch::new();
         let unpack = "zstd -dqc --long=26 \"$0\" | tar -x -C \"$1\"";
-        let status =
-            Command::new("bash").args(["-o", "pipefail", "-c", unpack]).arg(file).arg(scratch.path());
-        let status = { status }.status().unwrap();
+        let mut command = Command::new("bash");
+        command.args(["-o", "pipefail", "-c", unpack]).arg(file).arg(scratch.path());
+        let status = command.status().unwrap();
         assert!(status.success(), "unpack {}", file.display());
         process::give_tree(scratch.path());
         let facts = serde_json::from_slice(&fs::read(scratch.path().join("facts.json")).unwrap()).unwrap();
