@@ -76,12 +76,12 @@ pub async fn with_agent(
 ) -> Result<BackupRecord, Error> {
     let mut position = site.position.subscribe();
     let repository = &site.repository;
-    take(site, wish, progress, cancel, async move |timeline, start, stop, identity: SystemIdentity| {
+    let archived = async move |timeline, start, stop, identity: SystemIdentity| {
         let reached = |now: &Option<Position>| now.is_some_and(|now| now.has_stored(timeline, stop));
         position.wait_for(reached).await.map_err(|_| "the agent is stopping".to_owned())?;
         require_wal(repository, &identity, timeline, start, stop).await
-    })
-    .await
+    };
+    Box::pin(take(site, wish, progress, cancel, archived)).await
 }
 
 /// Takes a backup when no agent runs in this process.

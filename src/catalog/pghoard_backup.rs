@@ -194,6 +194,12 @@ impl PghoardBackup {
         })
     }
 
+    /// Whether the WAL that makes it consistent is in its archive: PGHoard's `standalone_hot_backup`.
+    pub fn holds_wal(&self) -> bool {
+        self.format == PghoardFormat::Raw
+            && self.metadata.get("active-backup-mode").is_some_and(|mode| mode == "standalone_hot_backup")
+    }
+
     /// Recovery begins here at the earliest.
     pub fn start_lsn(&self) -> Lsn {
         PGHOARD_SEGMENT_SIZE.start(self.start_segment)

@@ -365,7 +365,7 @@ fn refuses_damage(world: &World, site: &str, damages: &[Damage]) {
 
 fn blake2s(bytes: &[u8]) -> String {
     use blake2::Digest as _;
-    blake2::Blake2s256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    pgkeep::catalog::FileDigest::new(blake2::Blake2s256::digest(bytes).into()).to_string()
 }
 
 const DAMAGES: [Damage; 4] = [Damage::Truncated(1), Damage::Truncated(40), Damage::Flipped, Damage::Gone];
@@ -496,6 +496,148 @@ fn snap_decode(stored: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     std::io::Read::read_to_end(&mut snap::read::FrameDecoder::new(stored), &mut plain).unwrap();
     plain
+}
+
+/// The members of a stored tar archive that is compressed with zstd.
+fn members(object: &Path) -> Vec<(tar::Header, String, Vec<u8>)> {
+    let plain = zstd::decode_all(fs::read(object).unwrap().as_slice()).unwrap();
+    let mut archive = tar::Archive::new(plain.as_slice());
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+        (entry.header().clone(), entry.path().unwrap().to_str().unwrap().to_owned(), content)
+    });
+    entries.collect()
+}
+
+/// Takes away what does not fit an object any more that a test has written anew.
+fn set_format(object: &Path, metadata: &Value, format: &str) {
+    let mut metadata = metadata.clone();
+    let map = metadata.as_object_mut().unwrap();
+    for key in ["_hash", "Content-Length", "original-file-size", "compression-algorithm"] {
+        map.remove(key);
+    }
+    map.insert("format".to_owned(), json!(format));
+    set_metadata(object, &metadata);
+}
+
+/// PGHoard 1.4 and 1.5 put into one archive what later ones put into a control object and chunks.
+#[test]
+fn the_first_chunked_format_is_restored() {
+    let world = World::unpack("zstd");
+    let site = "local-tar-delta-stats-plain";
+    let control = world.bucket().join(world.newest(site));
+    let chunks = world.objects(site, "basebackup_chunk");
+    let mut archive = tar::Builder::new(Vec::new());
+    for object in [&control].into_iter().chain(&chunks) {
+        for (mut header, name, content) in members(object) {
+            archive.append_data(&mut header, name, content.as_slice()).unwrap();
+        }
+    }
+    fs::write(&control, archive.into_inner().unwrap()).unwrap();
+    set_format(&control, &metadata_of(&control), "pghoard-bb-v1");
+    for chunk in chunks {
+        fs::remove_file(chunk).unwrap();
+    }
+    let server = world.restore_and_start(site, "v1", &[]);
+    check(&server, &world, 6);
+}
+
+/// Until 2022 every file of a delta backup that was not embedded was an object of its own.
+#[test]
+fn the_first_delta_format_is_restored() {
+    let world = World::unpack("zstd");
+    let site = "local-tar-delta-stats-plain";
+    let control = world.bucket().join(world.newest(site));
+    let folder = world.bucket().join(site).join("basebackup_delta");
+    fs::create_dir_all(&folder).unwrap();
+    process::give(&folder);
+    let (mut files, mut directories) = (Vec::new(), vec![".".to_owned()]);
+    for chunk in world.objects(site, "basebackup_chunk") {
+        for (header, name, content) in members(&chunk) {
+            let path = name.strip_prefix("pgdata/").unwrap().trim_end_matches('/').to_owned();
+            if header.entry_type().is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let embedded = content.len() <= 150;
+            let digest = if embedded { String::new() } else { blake2s(&content) };
+            if !embedded {
+                let object = folder.join(&digest);
+                let stored = zstd::encode_all(content.as_slice(), 3).unwrap();
+                fs::write(&object, stored).unwrap();
+                set_metadata(
+                    &object,
+                    &json!({"compression-algorithm": "zstd", "format": "pghoard-delta-v1"}),
+                );
+            }
+            use base64::Engine as _;
+            files.push(json!({
+                "relative_path": path,
+                "file_size": content.len(),
+                "stored_file_size": 0,
+                "mtime_ns": 1_700_000_000_000_000_000_u64,
+                "hexdigest": digest,
+                "content_b64": embedded.then(|| base64::engine::general_purpose::STANDARD.encode(&content)),
+            }));
+        }
+        fs::remove_file(chunk).unwrap();
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    for (mut header, name, mut content) in members(&control) {
+        if name == ".pghoard_tar_metadata.json" {
+            let mut json: Value = serde_json::from_slice(&content).unwrap();
+            let map = json.as_object_mut().unwrap();
+            map.remove("chunks");
+            map.remove("delta_stats");
+            let state = json!({"root_globs": ["**/*"], "empty_dirs": directories, "files": files});
+            map.insert("manifest".to_owned(), json!({"snapshot_result": {"state": state}}));
+            content = json.to_string().into_bytes();
+            header.set_size(content.len() as u64);
+        }
+        archive.append_data(&mut header, name, content.as_slice()).unwrap();
+    }
+    fs::write(&control, archive.into_inner().unwrap()).unwrap();
+    set_format(&control, &metadata_of(&control), "pghoard-delta-v1");
+    let server = world.restore_and_start(site, "v1", &[]);
+    check(&server, &world, 6);
+    drop(server);
+    // Its files are known by their content.
+    let object = world.objects(site, "basebackup_delta")[0].clone();
+    let stored = zstd::encode_all(&b"other content"[..], 3).unwrap();
+    fs::write(&object, stored).unwrap();
+    let said = world.try_restore(site, "altered", &[]).expect_code(7).stderr;
+    assert!(said.contains(object.file_name().unwrap().to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn paths_that_lead_out_are_refused() {
+    let world = World::unpack("snappy");
+    let site = "basic-plain";
+    let object = world.bucket().join(world.newest(site));
+    let plain = snap_decode(&fs::read(&object).unwrap());
+    let metadata = metadata_of(&object);
+    for path in ["../outside", "/tmp/pgkeep-outside", "base/../../outside"] {
+        // A member of the same size with another name, and the checksum that fits.
+        let mut archive = plain.clone();
+        let at = archive.windows(11).position(|part| part == b"PG_VERSION\0").unwrap();
+        archive[at..at + 100].fill(0);
+        archive[at..at + path.len()].copy_from_slice(path.as_bytes());
+        archive[at + 148..at + 156].fill(b' ');
+        let sum: u32 = archive[at..at + 512].iter().map(|byte| u32::from(*byte)).sum();
+        archive[at + 148..at + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        fs::write(&object, archive).unwrap();
+        let mut metadata = metadata.clone();
+        let map = metadata.as_object_mut().unwrap();
+        for key in ["_hash", "Content-Length", "compression-algorithm"] {
+            map.remove(key);
+        }
+        set_metadata(&object, &metadata);
+        let said = world.try_restore(site, "hostile", &[]).expect_code(7).stderr;
+        assert!(said.contains("leads out"), "{said}");
+        assert!(!world.target("outside").exists());
+    }
 }
 
 #[test]
