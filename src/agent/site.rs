@@ -23,7 +23,7 @@ use crate::repository::{self, Repository, Settings as RepositorySettings};
 use crate::retention::{self, RetentionPolicy};
 use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
 use crate::storage::{self, Access, ConditionalPut};
-use crate::wal::{self, Budget, Ended, Known, Position, Reports, Slot};
+use crate::wal::{self, Budget, Ended, Known, Position, Reports, SegmentMemory, Slot};
 
 /// How often the schedule is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
@@ -124,7 +124,8 @@ impl Site {
         };
         let former = open_former(config, site, &settings, access).await?;
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
-        // the frames of a base backup.
+        // the frames of a base backup. Far behind the server this budget is hardly used, and half of the
+        // limit holds whole segments instead.
         let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
         Ok(Self {
             repository: Repository::continuing(store, &site.prefix, settings, former),
@@ -132,6 +133,7 @@ impl Site {
                 flush_interval: site.wal_flush_interval,
                 shutdown_grace: site.shutdown_grace,
                 budget: Budget::new(budget),
+                segment_memory: SegmentMemory::new(config.memory_limit / 2),
             },
             position: watch::Sender::new(None),
             status: StatusCell::new(status),

@@ -1,6 +1,6 @@
 //! `pgkeep run`: the daemon.
 
-use super::runtime::block_on;
+use super::runtime::block_on_many;
 use super::{Context, allocator};
 use crate::agent;
 use crate::config::Config;
@@ -19,5 +19,5 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     let config = context.start()?;
     let source = context.source()?;
     let reload = || Config::load(&source, &variable).map(|loaded| loaded.config);
-    Ok(block_on(config.parallelism, agent::run(config, &reload))??)
+    Ok(block_on_many(config.parallelism, agent::run(config, &reload))??)
 }
