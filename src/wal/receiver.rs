@@ -272,7 +272,7 @@ struct Stream<'a> {
     segments: usize,
     /// With this many being stored beside the open one, that has to wait.
     most_segments: usize,
-    /// Memory of segments that are stored, kept while whole ones follow each other: memory fresh from the
+    /// Memory of segments that are stored, kept while more whole ones are to come: memory fresh from the
     /// system costs a third of what compressing its content does.
     buffers: Vec<BytesMut>,
     piece_in_flight: Option<SegmentName>,
@@ -562,10 +562,11 @@ impl Stream<'_> {
         match done.map_err(|_| Error::Bug("a task that stores WAL panicked"))?? {
             Done::Segment(segment, buffer) => {
                 self.segments -= 1;
-                self.buffers.extend(buffer.map(|mut buffer| {
+                let is_behind = self.server.bytes_since(self.assembler.received()) >= self.run.size.bytes();
+                if let Some(mut buffer) = buffer.filter(|_| is_behind) {
                     buffer.clear();
-                    buffer
-                }));
+                    self.buffers.push(buffer);
+                }
                 self.ledger.record(self.run.size.start(segment), self.run.size.end(segment));
                 self.to_clean.push(segment);
             }
