@@ -445,7 +445,7 @@ mod tests {
 
     #[test]
     fn an_extended_header_that_makes_no_sense_is_refused() {
-        for content in [&b"x"[..], b"3 a", b"99 path=x\n", b"9 size=x\n", b"7 path\n", b"5 =\n\n"] {
+        for content in [&b"x"[..], b"3 a", b"99 path=x\n", b"9 size=x\n", b"7 path\n"] {
             let mut header = tar::Header::new_ustar();
             header.set_path("x").unwrap();
             header.set_size(content.len() as u64);

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::binary::{Output, Pgkeep, local_storage, pgkeep};
@@ -572,7 +573,6 @@ fn the_first_delta_format_is_restored() {
                     &json!({"compression-algorithm": "zstd", "format": "pghoard-delta-v1"}),
                 );
             }
-            use base64::Engine as _;
             files.push(json!({
                 "relative_path": path,
                 "file_size": content.len(),
