@@ -73,9 +73,8 @@ enum Work {
     Over,
 }
 
-/// Plaintext per turn of the encoder: some milliseconds of zstd, many times what a hop to its thread costs
-/// even when the thread that gathers is busy.
-const BATCH: usize = 1 << 20;
+/// Plaintext per turn of the encoder: a millisecond of zstd, many times what a hop to its thread costs.
+const BATCH: usize = 512 << 10;
 
 /// Whether objects of this name are encrypted as a whole. A record must be readable without the private
 /// key, the mark beside it says nothing, and a file list is sealed with its backup's own key.
