@@ -77,12 +77,12 @@ pub async fn with_agent(
     let mut position = site.position.subscribe();
     let repository = &site.repository;
     let _lent = site.receiver.segment_memory.lend();
-    take(site, wish, progress, cancel, async move |timeline, start, stop, identity: SystemIdentity| {
+    let archived = async move |timeline, start, stop, identity: SystemIdentity| {
         let reached = |now: &Option<Position>| now.is_some_and(|now| now.has_stored(timeline, stop));
         position.wait_for(reached).await.map_err(|_| "the agent is stopping".to_owned())?;
         require_wal(repository, &identity, timeline, start, stop).await
-    })
-    .await
+    };
+    Box::pin(take(site, wish, progress, cancel, archived)).await
 }
 
 /// Takes a backup when no agent runs in this process.

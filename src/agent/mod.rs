@@ -2,6 +2,7 @@
 
 mod backup;
 mod coverage;
+mod former;
 mod nodes;
 mod opening;
 mod site;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
+pub use former::open_former;
 pub use nodes::NodesError;
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::backup::{self, Wish};
+use super::former::open_former;
 use super::nodes::{self, NodesError};
 use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use crate::basebackup::Schedule;
@@ -121,12 +122,13 @@ impl Site {
             host: host.clone(),
             part_size: part_size(config.memory_limit),
         };
+        let former = open_former(config, site, &settings, access).await?;
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
         // the frames of a base backup. Far behind the server this budget is hardly used, and half of the
         // limit holds whole segments instead.
         let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
         Ok(Self {
-            repository: Repository::new(store, &site.prefix, settings),
+            repository: Repository::continuing(store, &site.prefix, settings, former),
             receiver: wal::Settings {
                 flush_interval: site.wal_flush_interval,
                 shutdown_grace: site.shutdown_grace,
@@ -394,7 +396,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
         if !loaded {
             match Catalog::load(&site.repository).await {
                 Ok(catalog) => {
-                    last = catalog.backups.iter().map(|record| record.start_time).max();
+                    last = catalog.last_start();
                     cut_off = schedule.interval.is_some() && is_cut_off(&catalog);
                     loaded = true;
                 }
@@ -425,7 +427,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
 /// Whether there are backups, and none from which recovery could get to the end of the newest timeline.
 fn is_cut_off(catalog: &Catalog) -> bool {
     let windows = catalog.windows();
-    !catalog.backups.is_empty()
+    !catalog.has_no_backup()
         && windows.last().is_some_and(|newest| newest.earliest.is_none() && !newest.gaps.is_empty())
 }
 
@@ -480,9 +482,9 @@ pub fn policy(site: &SiteConfig) -> RetentionPolicy {
 }
 
 async fn prune(site: &Site) -> Result<(), repository::Error> {
-    let catalog = Catalog::load(&site.repository).await?;
+    let mut catalog = Catalog::load(&site.repository).await?;
     let now = SystemClock.now();
-    let plan = retention::plan(&catalog, &policy(&site.config), now);
+    let plan = retention::survey(&site.repository, &mut catalog, &policy(&site.config), now).await?;
     let report = retention::apply(&site.repository, &plan, now).await?;
     info!(
         site = site.config.name,

@@ -17,16 +17,15 @@ use tracing::{info, warn};
 
 use super::error::Error;
 use super::framing::{Framer, RawFrame};
-use super::manifest_check::ManifestCheck;
-use super::tar_stream::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::catalog::{
     BackupFrom, BackupRecord, ENCRYPTED_RECORD_FORMAT, EntryPath, FileListRecord, FileListWriter, PackUse,
     RECORD_FORMAT, TablespaceRecord, WrappedKey, new_backup_key,
 };
+use crate::codec::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::observe::Progress;
 use crate::postgres::{
-    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,
-    TimelineId,
+    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, ManifestCheck,
+    SystemIdentity, Tablespace, TimelineId,
 };
 use crate::repository::{
     BackupName, BackupPart, EncodedFrame, Facts, FrameEncoder, FrameRef, ObjectName, PackId, PackWriter,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use futures_util::stream;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -11,9 +12,10 @@ use super::exit::{Exit, Failure};
 use super::runtime::{block_on, interruptible};
 use super::{Context, allocator, render};
 use crate::agent::Site;
-use crate::catalog::{BackupChoice, BackupRecord, Catalog};
+use crate::catalog::{Backup, BackupChoice, BackupId, BackupRecord, Catalog};
 use crate::config::{Config, SiteConfig};
 use crate::observe::Progress;
+use crate::pghoard;
 use crate::postgres::Lsn;
 use crate::restore::{
     self, Found, Recovery, RecoveryTarget, RestorePlan, TablespaceTarget, TargetAction, TargetTimeline, Work,
@@ -45,7 +47,7 @@ pub struct RestoreArgs {
     /// Connection string of the primary that the standby follows
     #[arg(long, value_name = "CONNINFO", requires = "standby")]
     primary_conninfo: Option<String>,
-    /// Put a tablespace elsewhere; OLD is its former directory or its OID
+    /// Put a tablespace elsewhere; OLD is its former directory, its OID, or with PGHoard's backups its name
     #[arg(long, value_name = "OLD=NEW")]
     tablespace: Vec<String>,
     /// Do not wait until everything is on disk: faster, for a copy that a power cut may cost
@@ -168,11 +170,26 @@ async fn restore(
     let cancel = CancellationToken::new();
     let site = Site::open(config, site_config, Access::Read).await?;
     let catalog = Catalog::load(&site.repository).await?;
-    if args.if_backup_exists && catalog.backups.is_empty() && catalog.damaged.is_empty() {
+    if args.if_backup_exists && catalog.has_no_backup() {
         return said(context, "nothing to do", "the archive holds no backup");
     }
-    let plan = restore::plan(&catalog, args.backup, target, args.target_timeline, SystemClock.now())?;
-    let tablespaces = tablespace_targets(&plan.backup, &args.tablespace, &directory)?;
+    let now = SystemClock.now();
+    let mut plan = restore::plan(&catalog, &args.backup, target, args.target_timeline, now)?;
+    let origin = Origin::open(&site, &catalog, &plan.backup.name).await?;
+    if let Origin::Pghoard(source) = &origin
+        && source.label().start_segment != source.backup().start_segment
+    {
+        // The metadata's segment was a guess; the one in the backup label counts.
+        let mut corrected = catalog.clone();
+        let found = corrected.pghoard.iter_mut().find(|backup| backup.id == source.backup().id);
+        if let Some(backup) = found {
+            backup.start_segment = source.label().start_segment;
+        }
+        let chosen = BackupChoice::Pghoard(plan.backup.name.to_string());
+        plan = restore::plan(&corrected, &chosen, target, args.target_timeline, now)?;
+    }
+    let tablespaces =
+        tablespace_targets(&plan.backup.name, &origin.tablespaces(), &args.tablespace, &directory)?;
     let recovery = recovery(args, config, site_config, &plan)?;
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
@@ -182,14 +199,14 @@ async fn restore(
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
     let work = Work {
-        record: &plan.backup,
         directory: directory.clone(),
         tablespaces,
         parallelism: site.parallelism,
         durable: !args.no_sync,
     };
     let restored =
-        interruptible(&cancel, restore::restore_files(&site.repository, &work, &progress, &cancel)).await;
+        Box::pin(interruptible(&cancel, origin.restore(&site, &plan.backup, &work, &progress, &cancel)))
+            .await;
     progress.finish();
     restored?;
     recovery.write(&directory)?;
@@ -205,9 +222,101 @@ async fn restore(
     ))
 }
 
+/// Where the files of a backup come from.
+enum Origin<'a> {
+    Own(&'a BackupRecord),
+    Pghoard(Box<pghoard::Source>),
+}
+
+/// A tablespace of either kind of backup.
+struct Tablespace {
+    oid: u32,
+    name: Option<String>,
+    location: String,
+}
+
+impl Tablespace {
+    fn describe(&self) -> String {
+        let name = self.name.as_ref().map(|name| format!("`{name}` ")).unwrap_or_default();
+        format!("{name}{} ({})", self.location, self.oid)
+    }
+}
+
+impl<'a> Origin<'a> {
+    /// Finds the backup, and looks at everything that can be known of it before the first byte is written.
+    async fn open(site: &Site, catalog: &'a Catalog, name: &BackupId) -> anyhow::Result<Origin<'a>> {
+        let found = match name {
+            BackupId::Own(name) => {
+                catalog.backups.iter().find(|record| record.name == *name).map(Origin::Own)
+            }
+            BackupId::Pghoard(id) => match catalog.pghoard.iter().find(|backup| backup.id == *id) {
+                Some(backup) => {
+                    let source = pghoard::Source::open(&site.repository, backup).await;
+                    let source = source.and_then(|source| source.check().map(|()| source));
+                    Some(Origin::Pghoard(Box::new(source.map_err(restore::Error::from)?)))
+                }
+                None => None,
+            },
+        };
+        found.context("the plan is for a backup that the catalog does not have")
+    }
+
+    fn tablespaces(&self) -> Vec<Tablespace> {
+        match self {
+            Self::Own(record) => record
+                .tablespaces
+                .iter()
+                .map(|known| Tablespace { oid: known.oid, name: None, location: known.location.clone() })
+                .collect(),
+            Self::Pghoard(source) => source
+                .tablespaces()
+                .iter()
+                .map(|known| Tablespace {
+                    oid: known.oid,
+                    name: Some(known.name.clone()),
+                    location: known.location.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    async fn restore(
+        &self,
+        site: &Site,
+        backup: &Backup,
+        work: &Work,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), restore::Error> {
+        let source = match self {
+            Self::Own(record) => {
+                return restore::restore_files(&site.repository, record, work, progress, cancel).await;
+            }
+            Self::Pghoard(source) => source,
+        };
+        progress.set_total(backup.plaintext_bytes.unwrap_or_default());
+        let open = |part| {
+            let source = source.clone();
+            Box::pin(stream::try_unfold(None, move |stream: Option<pghoard::PartStream>| {
+                let source = source.clone();
+                async move {
+                    let mut stream = match stream {
+                        Some(stream) => stream,
+                        None => source.read(part).await?,
+                    };
+                    Ok(stream.next().await?.map(|contents| (contents, Some(stream))))
+                }
+            }))
+        };
+        restore::restore_contents(&backup.name.to_string(), source.parts(), open, work, progress, cancel)
+            .await
+    }
+}
+
 /// Where each tablespace outside the data directory goes, checked before anything is written.
 fn tablespace_targets(
-    record: &BackupRecord,
+    backup: &BackupId,
+    tablespaces: &[Tablespace],
     mappings: &[String],
     directory: &Path,
 ) -> anyhow::Result<Vec<TablespaceTarget>> {
@@ -221,11 +330,13 @@ fn tablespace_targets(
         .collect::<Result<_, _>>()?;
     let mut targets: Vec<TablespaceTarget> = Vec::new();
     // An in-place tablespace has a relative location and lies inside the data directory.
-    for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
+    for tablespace in tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
         let oid = tablespace.oid.to_string();
-        let mapped = mappings
-            .iter()
-            .position(|(old, _)| *old == oid || *old == tablespace.location.trim_end_matches('/'));
+        let mapped = mappings.iter().position(|(old, _)| {
+            *old == oid
+                || *old == tablespace.location.trim_end_matches('/')
+                || tablespace.name.as_deref() == Some(*old)
+        });
         let target = match mapped {
             Some(at) => mappings.swap_remove(at).1,
             None => PathBuf::from(&tablespace.location),
@@ -251,13 +362,9 @@ fn tablespace_targets(
     }
     match mappings.first() {
         Some((old, _)) => {
-            let known: Vec<_> = record
-                .tablespaces
-                .iter()
-                .map(|known| format!("{} ({})", known.location, known.oid))
-                .collect();
+            let known: Vec<_> = tablespaces.iter().map(Tablespace::describe).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            Err(usage(format!("backup {} has no tablespace `{old}`; it has: {known}", record.name)))
+            Err(usage(format!("backup {backup} has no tablespace `{old}`; it has: {known}")))
         }
         None => Ok(targets),
     }
@@ -329,11 +436,10 @@ fn show(
     }
     let backup = &plan.backup;
     render::line(format_args!(
-        "backup {} of {} ({} in {} files) into {}",
+        "backup {} of {} ({}) into {}",
         backup.name,
         backup.stop_time,
-        render::size(backup.plaintext_bytes),
-        backup.file_count,
+        backup.plaintext_bytes.map_or_else(|| "size not known".to_owned(), render::size),
         directory.display()
     ))?;
     for target in tablespaces {

@@ -14,10 +14,12 @@
 //! Nothing is ever replaced: same name and same content is success, other content is
 //! [`Error::Conflict`].
 
+mod describe;
 mod error;
 mod metadata;
 mod name;
 mod pack;
+mod pghoard_name;
 mod reader;
 #[expect(clippy::module_inception, reason = "the room and its main type are one word")]
 mod repository;
@@ -26,10 +28,12 @@ mod upload;
 mod writer;
 
 pub use crate::codec::{EncodedFrame, FrameDecoder, FrameEncoder, OpeningKey, SealingKey};
+pub use describe::Described;
 pub use error::Error;
 pub use metadata::{ObjectMetadata, StoredAs};
 pub use name::{BackupName, BackupPart, Folder, ObjectName, ParseBackupNameError};
 pub use pack::{FrameRef, PackId, PackWriter};
+pub use pghoard_name::{ParsePghoardNameError, PghoardFolder, PghoardName};
 pub use reader::ObjectReader;
 pub use repository::{Facts, Listed, ObjectInfo, Repository, Settings};
 pub use writer::{ObjectWriter, Outcome, Stored};

@@ -29,6 +29,7 @@ mod config;
 mod encryption;
 mod envelope;
 mod errors;
+mod pghoard_restore;
 mod restore;
 mod serve;
 mod storage;
