@@ -18,11 +18,11 @@ use tracing::{info, warn};
 use super::error::Error;
 use super::framing::{Framer, RawFrame};
 use super::manifest_check::ManifestCheck;
-use super::tar_stream::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::catalog::{
     BackupFrom, BackupRecord, EntryPath, FileListRecord, FileListWriter, PackUse, RECORD_FORMAT,
     TablespaceRecord,
 };
+use crate::codec::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::observe::Progress;
 use crate::postgres::{
     BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,

@@ -18,6 +18,7 @@ mod encoder;
 mod envelope;
 mod frame;
 mod keys;
+mod tar;
 
 pub use compress::{Compression, ParseCompressionError};
 pub use decoder::{Decoder, Error, Expected};
@@ -26,3 +27,4 @@ pub use encoder::{Encoder, Summary};
 pub use envelope::{EnvelopeError, Opener, Sealer, is_sealed};
 pub use frame::{EncodedFrame, FrameDecoder, FrameEncoder, FrameFacts, MAX_FRAME_LENGTH};
 pub use keys::{KeyError, KeyId, KeyPart, KeyRing, NewKeyPair, PrivateKey, PublicKey};
+pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarStream};

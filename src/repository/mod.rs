@@ -18,6 +18,7 @@ mod error;
 mod metadata;
 mod name;
 mod pack;
+mod pghoard_name;
 mod reader;
 #[expect(clippy::module_inception, reason = "the room and its main type are one word")]
 mod repository;
@@ -29,6 +30,7 @@ pub use error::Error;
 pub use metadata::{ObjectMetadata, PlainHash, StoredAs};
 pub use name::{BackupName, BackupPart, Folder, ObjectName, ParseBackupNameError};
 pub use pack::{FrameRef, PackId, PackWriter};
+pub use pghoard_name::{ParsePghoardNameError, PghoardFolder, PghoardName};
 pub use reader::ObjectReader;
 pub use repository::{Facts, Listed, ObjectInfo, Repository, Settings};
 pub use writer::{ObjectWriter, Outcome, Stored};

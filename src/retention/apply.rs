@@ -172,7 +172,9 @@ const fn segment_of(name: &ObjectName) -> Option<SegmentName> {
             | WalFileName::BackupLabel(segment, _),
         )
         | ObjectName::Piece { segment, .. } => Some(*segment),
-        ObjectName::Wal(WalFileName::History(_)) | ObjectName::Backup { .. } => None,
+        ObjectName::Wal(WalFileName::History(_)) | ObjectName::Backup { .. } | ObjectName::Pghoard { .. } => {
+            None
+        }
     }
 }
 
