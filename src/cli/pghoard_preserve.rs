@@ -15,8 +15,7 @@ pub async fn request(repository: &Repository, record: &BackupRecord, until: Time
     let until = python_time(until);
     let Ok(name) = format!("{backup}_{until}").parse() else { return None };
     let name = ObjectName::Pghoard { folder: PghoardFolder::Preservations, name };
-    let facts = Facts { preserve: Some((backup, until)), ..Facts::default() };
-    match repository.put(name, Bytes::new(), facts).await {
+    match repository.put(name, Bytes::new(), Facts::default()).await {
         Ok(_) => Some(name),
         Err(error) => {
             tracing::error!(%error, "Could not request backup preservation");

@@ -16,6 +16,8 @@ const PG_VERSION: &str = "pg-version";
 const HOST: &str = "host";
 const HASH: &str = "hash";
 const HASH_ALGORITHM: &str = "hash-algorithm";
+const PRESERVE_BACKUP: &str = "preserve-backup";
+const PRESERVE_UNTIL: &str = "preserve-until";
 const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
 /// Ours: BLAKE3 of the plaintext.
 const DIGEST: &str = "pgkeep-blake3";
@@ -46,6 +48,8 @@ pub struct ObjectMetadata {
     pub digest: Option<Digest>,
     /// PGHoard's checksum of the plaintext.
     pub hash: Option<PlainHash>,
+    /// Of a request to keep a backup: which one, and until when.
+    pub preserve: Option<(String, String)>,
 }
 
 /// PGHoard's checksum of a WAL segment: the algorithm by Python's name for it, and hexadecimal digits.
@@ -73,6 +77,10 @@ impl ObjectMetadata {
             pairs.push((HASH, to_ascii(&hash.hex)));
             pairs.push((HASH_ALGORITHM, to_ascii(&hash.algorithm)));
         }
+        if let Some((backup, until)) = &self.preserve {
+            pairs.push((PRESERVE_BACKUP, to_ascii(backup)));
+            pairs.push((PRESERVE_UNTIL, until.clone()));
+        }
         pairs.extend(self.digest.map(|digest| (DIGEST, digest.to_string())));
         pairs
     }
@@ -82,7 +90,7 @@ impl ObjectMetadata {
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut metadata = Self::default();
         let (mut any, mut algorithm, mut key_id) = (false, None, None);
-        let (mut hash, mut hash_algorithm) = (None, None);
+        let (mut hash, mut hash_algorithm, mut preserve) = (None, None, (None, None));
         for (key, value) in pairs {
             any = true;
             match key.to_ascii_lowercase().replace('_', "-").as_str() {
@@ -92,6 +100,8 @@ impl ObjectMetadata {
                 ORIGINAL_FILE_SIZE => metadata.plaintext_length = value.parse().ok(),
                 PG_VERSION => metadata.pg_version = value.parse().ok(),
                 HOST => metadata.host = Some(value.to_owned()),
+                PRESERVE_BACKUP => preserve.0 = Some(value.to_owned()),
+                PRESERVE_UNTIL => preserve.1 = Some(value.to_owned()),
                 HASH => hash = Some(value.to_owned()),
                 HASH_ALGORITHM => hash_algorithm = Some(value.to_owned()),
                 DIGEST => metadata.digest = value.parse().ok(),
@@ -100,6 +110,7 @@ impl ObjectMetadata {
         }
         metadata.hash =
             hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
+        metadata.preserve = preserve.0.zip(preserve.1);
         metadata.stored_as = match (key_id, algorithm) {
             (Some(id), _) => StoredAs::Unsupported(format!("it is encrypted with the key `{id}`")),
             (None, Some(name)) => name.parse().map_or_else(
@@ -162,6 +173,7 @@ mod tests {
                 algorithm: "sha1".to_owned(),
                 hex: "da39a3ee5e6b4b0d3255bfef95601890afd80709".to_owned(),
             }),
+            preserve: None,
         };
         assert_eq!(metadata, expected);
     }
@@ -206,6 +218,7 @@ mod tests {
                 host,
                 digest: digest.map(Digest::new),
                 hash: Some(PlainHash { algorithm: "sha1".to_owned(), hex: "00ff".to_owned() }),
+                preserve: Some(("b_0".to_owned(), "2099-01-01 00:00:00+00:00".to_owned())),
             };
             let mangled: Vec<_> = metadata
                 .to_pairs()

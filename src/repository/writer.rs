@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use super::error::Error;
 use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::ObjectName;
+use super::pghoard_name::PghoardFolder;
 use super::repository::{Facts, Repository};
 use super::upload::{Content, Upload};
 use crate::codec::{Digest, Encoder, Summary};
@@ -73,6 +74,13 @@ enum Work {
 /// Plaintext per turn of the encoder: a millisecond of zstd, many times what a hop to its thread costs.
 const BATCH: usize = 512 << 10;
 
+/// What PGHoard reads of a request to keep a backup: its name again, in parts.
+fn preservation(name: ObjectName) -> Option<(String, String)> {
+    let ObjectName::Pghoard { folder: PghoardFolder::Preservations, name } = name else { return None };
+    let (backup, until) = name.as_str().rsplit_once('_')?;
+    Some((backup.to_owned(), until.to_owned()))
+}
+
 impl ObjectWriter {
     pub(super) fn new(repository: Repository, name: ObjectName, facts: Facts, length: Option<u64>) -> Self {
         let settings = repository.settings();
@@ -85,6 +93,7 @@ impl ObjectWriter {
             host: Some(settings.host.clone()).filter(|host| !host.is_empty()),
             digest: None,
             hash: None,
+            preserve: preservation(name),
         };
         let encoder = match length {
             Some(length) => Encoder::for_length(compression, level, length),
