@@ -27,6 +27,8 @@ mod backup;
 mod commands;
 mod config;
 mod errors;
+mod pghoard_commands;
+mod pghoard_http;
 mod restore;
 mod serve;
 mod storage;
