@@ -58,9 +58,12 @@ pub fn run(args: &LinksArgs, context: &Context) -> anyhow::Result<()> {
         symlink(&program, link).with_context(|| format!("cannot make `{}`", link.display()))?;
     }
     if context.json() {
-        let names = |links: &[&PathBuf]| links.iter().map(|link| link.display().to_string()).collect::<Vec<_>>();
+        let names =
+            |links: &[&PathBuf]| links.iter().map(|link| link.display().to_string()).collect::<Vec<_>>();
         let all: Vec<&PathBuf> = links.iter().collect();
-        return render::json(&json!({ "program": program.display().to_string(), "links": names(&all), "made": names(&free) }));
+        return render::json(
+            &json!({ "program": program.display().to_string(), "links": names(&all), "made": names(&free) }),
+        );
     }
     for link in &links {
         let made = if free.contains(&link) { "" } else { " (was there)" };

@@ -108,7 +108,8 @@ impl Sync<'_> {
         if answer.head.status != 200 {
             bail!("Error looking up basebackups: HTTP status {}", answer.head.status);
         }
-        let listing: Value = serde_json::from_slice(&answer.body).context("the list of base backups is not JSON")?;
+        let listing: Value =
+            serde_json::from_slice(&answer.body).context("the list of base backups is not JSON")?;
         let backups = listing["basebackups"].as_array().map(Vec::as_slice).unwrap_or_default();
         let newest = backups.iter().max_by_key(|backup| backup["metadata"]["start-time"].as_str());
         let Some(newest) = newest else {
@@ -116,7 +117,8 @@ impl Sync<'_> {
             return Ok(None);
         };
         let segment = newest["metadata"]["start-wal-segment"].as_str();
-        let segment = segment.ok_or_else(|| anyhow!("the newest base backup does not tell where it begins"))?;
+        let segment =
+            segment.ok_or_else(|| anyhow!("the newest base backup does not tell where it begins"))?;
         Ok(Some(segment.parse().context("the newest base backup begins at an odd place")?))
     }
 
@@ -177,8 +179,9 @@ impl Sync<'_> {
         let mut count = 0;
         while let Some(before) = previous(segment, size) {
             let Some(found) = self.on_some_timeline(before)? else {
-                let text =
-                    format!("xlog file {before} missing, integrity check from {current} to {required} failed");
+                let text = format!(
+                    "xlog file {before} missing, integrity check from {current} to {required} failed"
+                );
                 if !new_backup_on_failure {
                     bail!(text);
                 }
@@ -281,7 +284,8 @@ fn files_to_check(
     current: SegmentName,
     required: Option<SegmentName>,
 ) -> anyhow::Result<Vec<WalFileName>> {
-    let entries = fs::read_dir(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
     let names = entries.flatten().filter_map(|entry| entry.file_name().to_str().map(str::to_owned));
     let mut files: Vec<WalFileName> = names.filter_map(|name| name.parse().ok()).collect();
     files.retain(|file| match file {
@@ -338,8 +342,13 @@ mod tests {
     fn histories_come_first_and_only_what_is_closed_and_needed() {
         let directory = tempfile::tempdir().unwrap();
         for name in [
-            "000000010000000000000001", "000000010000000000000002", "000000010000000000000003",
-            "000000010000000000000004", "000000010000000000000005", "00000002.history", "archive_status",
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000005",
+            "00000002.history",
+            "archive_status",
             "000000010000000000000003.partial",
         ] {
             fs::write(directory.path().join(name), "").unwrap();

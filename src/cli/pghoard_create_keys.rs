@@ -52,7 +52,8 @@ fn create(options: &Options) -> anyhow::Result<()> {
     // Everything that can be refused is, before the work begins.
     let Some(path) = config else {
         let site = options.site.as_deref();
-        let site = site.ok_or_else(|| anyhow!("Site must be defined if configuration file is not provided"))?;
+        let site =
+            site.ok_or_else(|| anyhow!("Site must be defined if configuration file is not provided"))?;
         let keys = generate(options.bits)?;
         let document = json!({ "backup_sites": { site: with_key(Map::new(), &options.key_id, &keys)? } });
         return render::line(pghoard_json(&document));
@@ -89,7 +90,8 @@ fn add_to(document: &mut Value, options: &Options, path: &Path) -> anyhow::Resul
         None => bail!("Backup site not set and configuration file defines {} sites", sites.len()),
     };
     let site = sites.get_mut(&name).and_then(Value::as_object_mut);
-    let site = site.ok_or_else(|| anyhow!("Site {} not defined in configuration file", python_text(&name)))?;
+    let site =
+        site.ok_or_else(|| anyhow!("Site {} not defined in configuration file", python_text(&name)))?;
     if site.get("encryption_keys").and_then(|keys| keys.get(&options.key_id)).is_some() {
         let (id, name, path) =
             (python_text(&options.key_id), python_text(&name), python_text(&path.display().to_string()));
@@ -142,7 +144,13 @@ mod tests {
     use super::*;
 
     fn options(site: Option<&str>) -> Options {
-        Options { debug: false, site: site.map(str::to_owned), key_id: "k2".to_owned(), bits: 2048, config: None }
+        Options {
+            debug: false,
+            site: site.map(str::to_owned),
+            key_id: "k2".to_owned(),
+            bits: 2048,
+            config: None,
+        }
     }
 
     #[test]

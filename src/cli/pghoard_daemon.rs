@@ -33,7 +33,8 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Ok(options) => options,
         Err(status) => return status,
     };
-    let from_environment = || variable("PGHOARD_CONFIG").or_else(|| variable("PGKEEP_CONFIG")).map(PathBuf::from);
+    let from_environment =
+        || variable("PGHOARD_CONFIG").or_else(|| variable("PGKEEP_CONFIG")).map(PathBuf::from);
     let Some(path) = options.config.or_else(from_environment).or(options.config_file) else {
         render::line("pghoard: config file path must be given with --config or via env PGHOARD_CONFIG").ok();
         return ExitCode::FAILURE;

@@ -130,7 +130,11 @@ fn restore(options: &Options) -> Result<(), Ended> {
     let hoard = hoard(options).map_err(Ended::unknown)?;
     let Some(output) = options.output.as_deref().filter(|output| !output.is_empty()) else {
         let answer = ask(options, &hoard, "HEAD", &path, "")?;
-        return if answer.head.status == 200 && answer.is_known() { Ok(()) } else { Err(not_restored(options, &answer)) };
+        return if answer.head.status == 200 && answer.is_known() {
+            Ok(())
+        } else {
+            Err(not_restored(options, &answer))
+        };
     };
     let target = std::env::current_dir().map_err(Ended::unknown)?.join(output);
     if let (Ok(file), Some(directory)) = (options.xlog.parse::<WalFileName>(), target.parent())
@@ -145,7 +149,8 @@ fn restore(options: &Options) -> Result<(), Ended> {
     if answer.head.status == 201 && answer.is_known() {
         let after = identity_of(&target);
         if after.is_none() || after == before {
-            let reason = "the server says that the file is there, but it is not; does it run on this machine?";
+            let reason =
+                "the server says that the file is there, but it is not; does it run on this machine?";
             return Err(Ended::unknown(reason));
         }
         return Ok(());

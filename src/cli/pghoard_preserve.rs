@@ -45,6 +45,9 @@ mod tests {
     #[test]
     fn times_are_pythons() {
         assert_eq!(python_time("2099-01-01T00:00:00Z".parse().unwrap()), "2099-01-01 00:00:00+00:00");
-        assert_eq!(python_time("2099-01-01T00:00:00.5Z".parse().unwrap()), "2099-01-01 00:00:00.500000+00:00");
+        assert_eq!(
+            python_time("2099-01-01T00:00:00.5Z".parse().unwrap()),
+            "2099-01-01 00:00:00.500000+00:00"
+        );
     }
 }

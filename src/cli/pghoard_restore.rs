@@ -176,7 +176,9 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
             let verbose = list.verbose;
             list_stored(&context(list.config, list.site, debug), verbose)
         }
-        Some(Command::GetBasebackup(get)) => get_basebackup(&get, options.status_output_file.as_deref(), debug),
+        Some(Command::GetBasebackup(get)) => {
+            get_basebackup(&get, options.status_output_file.as_deref(), debug)
+        }
     };
     fatal(result, "RestoreError")
 }
@@ -205,8 +207,11 @@ fn list_http(options: HttpOptions) -> anyhow::Result<()> {
         bail!("HTTP status {}: {}", answer.head.status, reason.trim());
     }
     let listing: Value = serde_json::from_slice(&answer.body).context("the server's list is not JSON")?;
-    let items = listing["basebackups"].as_array().ok_or_else(|| anyhow!("the server's answer has no list"))?;
-    let rows = items.iter().map(|item| Row::of_json(item).ok_or_else(|| anyhow!("a backup in the list has no name")));
+    let items =
+        listing["basebackups"].as_array().ok_or_else(|| anyhow!("the server's answer has no list"))?;
+    let rows = items
+        .iter()
+        .map(|item| Row::of_json(item).ok_or_else(|| anyhow!("a backup in the list has no name")));
     let rows = rows.collect::<anyhow::Result<Vec<Row>>>()?;
     let caption = format!("Available {} basebackups:", python_text(&options.site));
     render::line(table(&caption, rows, options.verbose))
@@ -251,7 +256,9 @@ impl GetOptions {
 /// A time as PGHoard takes it: without a zone it is UTC.
 fn parse_time(text: &str, option: &str) -> anyhow::Result<Timestamp> {
     let utc = format!("{}Z", text.trim());
-    match RecoveryTarget::parse_time(text).or_else(|error| RecoveryTarget::parse_time(&utc).map_err(|_| error)) {
+    match RecoveryTarget::parse_time(text)
+        .or_else(|error| RecoveryTarget::parse_time(&utc).map_err(|_| error))
+    {
         Ok(RecoveryTarget::Time(time)) => Ok(time),
         Ok(_) => bail!("{option} {} is no time", python_text(text)),
         Err(error) => bail!("{option} {}: {error}", python_text(text)),
@@ -352,8 +359,7 @@ impl Asked<'_> {
         let recovery = self.recovery(plan);
         let cancel = CancellationToken::new();
         let progress = Progress::start(format!("restore of {}", plan.backup.name));
-        let order =
-            Order { directory: &self.directory, tablespaces, recovery: &recovery, durable: true };
+        let order = Order { directory: &self.directory, tablespaces, recovery: &recovery, durable: true };
         let restored = interruptible(&cancel, carry_out(opened, plan, order, &progress, &cancel));
         let total = plan.backup.plaintext_bytes;
         let result = match self.status_file {
@@ -420,9 +426,9 @@ impl Asked<'_> {
             .tablespace_dir
             .iter()
             .map(|mapping| {
-                let (name, directory) = mapping.split_once('=').ok_or_else(|| {
-                    anyhow!("Invalid tablespace mapping {}", python_text(mapping))
-                })?;
+                let (name, directory) = mapping
+                    .split_once('=')
+                    .ok_or_else(|| anyhow!("Invalid tablespace mapping {}", python_text(mapping)))?;
                 Ok((name.trim_end_matches('/'), PathBuf::from(directory)))
             })
             .collect::<anyhow::Result<Vec<(&str, PathBuf)>>>()?;
@@ -433,7 +439,8 @@ impl Asked<'_> {
         }
         let mut targets: Vec<TablespaceTarget> = Vec::new();
         // An in-place tablespace has a relative location and lies inside the data directory.
-        for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
+        for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/'))
+        {
             let oid = tablespace.oid.to_string();
             let location = tablespace.location.trim_end_matches('/');
             let last = location.rsplit('/').next().unwrap_or_default();

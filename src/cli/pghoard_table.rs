@@ -39,12 +39,13 @@ impl Row {
     }
 
     fn start_time(&self) -> String {
-        let Some(text) = self.metadata.get("start-time").and_then(Value::as_str) else { return "n/a".to_owned() };
+        let Some(text) = self.metadata.get("start-time").and_then(Value::as_str) else {
+            return "n/a".to_owned();
+        };
         let zoned = text.parse::<Timestamp>().ok();
         // Without a zone it is UTC.
-        let time = zoned.or_else(|| {
-            Some(text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp())
-        });
+        let time =
+            zoned.or_else(|| Some(text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp()));
         time.map_or_else(|| text.to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
     }
 
@@ -63,7 +64,10 @@ pub fn table(caption: &str, mut rows: Vec<Row>, verbose: bool) -> String {
     let mut text = format!("{caption} \n\n");
     line(&mut text, ["Basebackup", "Backup size", "Orig size", "Start time"]);
     text.push('\n');
-    line(&mut text, ["-".repeat(40), "-".repeat(11), "-".repeat(11), "-".repeat(20)].each_ref().map(String::as_str));
+    line(
+        &mut text,
+        ["-".repeat(40), "-".repeat(11), "-".repeat(11), "-".repeat(20)].each_ref().map(String::as_str),
+    );
     for row in &rows {
         let (stored, plain) = row.sizes();
         text.push('\n');

@@ -181,8 +181,7 @@ async fn restore(
         return show(context, &plan, &directory, &tablespaces, &recovery);
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
-    let order =
-        Order { directory: &directory, tablespaces, recovery: &recovery, durable: !args.no_sync };
+    let order = Order { directory: &directory, tablespaces, recovery: &recovery, durable: !args.no_sync };
     let restored = interruptible(&cancel, carry_out(&site, &plan, order, &progress, &cancel)).await;
     progress.finish();
     restored?;

@@ -108,8 +108,7 @@ impl ObjectMetadata {
                 _ => {}
             }
         }
-        metadata.hash =
-            hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
+        metadata.hash = hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
         metadata.preserve = preserve.0.zip(preserve.1);
         metadata.stored_as = match (key_id, algorithm) {
             (Some(id), _) => StoredAs::Unsupported(format!("it is encrypted with the key `{id}`")),

@@ -54,7 +54,8 @@ impl Beside {
     }
 
     fn ask(&self, method: &str, path: &str, target: Option<&str>) -> Response {
-        let header: Vec<(&str, &str)> = target.map(|path| ("x-pghoard-target-path", path)).into_iter().collect();
+        let header: Vec<(&str, &str)> =
+            target.map(|path| ("x-pghoard-target-path", path)).into_iter().collect();
         http::request(self.serving.address, method, path, &header, &[]).unwrap()
     }
 
@@ -216,7 +217,10 @@ fn what_lies_ready_is_taken_when_it_is_right_and_cleaned_up() {
         fs::write(wal.join(format!("{}.x1y2.pghoard.tmp", segment(3))), b"half").unwrap();
         fs::write(wal.join(segment(1).to_string()), segment_bytes(1)).unwrap();
     });
-    assert_eq!(beside.in_wal_directory(), [segment(1).to_string()], "at the start");
+    let cleaned = process::poll(Duration::from_secs(10), || {
+        (beside.in_wal_directory() == [segment(1).to_string()]).then_some(())
+    });
+    assert!(cleaned.is_some(), "at the start: {:?}", beside.in_wal_directory());
     // Right, and not in the archive: only PGHoard can have put it there.
     fs::write(beside.ready(3), segment_bytes(3)).unwrap();
     assert_eq!(beside.fetch(3), 201);
