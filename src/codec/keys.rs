@@ -133,7 +133,6 @@ impl PublicKey {
     }
 
     /// Our own way: OAEP with SHA-256; `label` must be the same when it is opened.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the packs of encrypted backups will use it"))]
     pub(super) fn wrap_labelled(&self, secret: &[u8], label: &[u8]) -> Vec<u8> {
         self.encrypt(&OAEP_SHA256_MGF1SHA256, secret, Some(label))
     }
@@ -203,7 +202,6 @@ impl PrivateKey {
 
     /// The mirror of [`PublicKey::wrap_labelled`]; nothing when this key does not open it, or the label is
     /// another.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the packs of encrypted backups will use it"))]
     pub(super) fn unwrap_labelled(&self, wrapped: &[u8], label: &[u8]) -> Option<Vec<u8>> {
         self.decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, Some(label))
     }
@@ -281,6 +279,11 @@ impl KeyRing {
     /// The private part of a key that an object names.
     pub fn private(&self, id: &KeyId) -> Result<&PrivateKey, KeyError> {
         self.private.get(id).ok_or_else(|| KeyError::Missing { id: id.clone(), part: KeyPart::Private })
+    }
+
+    /// All public parts.
+    pub fn publics(&self) -> impl Iterator<Item = &PublicKey> {
+        self.public.values()
     }
 
     /// All private parts, for an object whose key's name is lost.

@@ -373,9 +373,10 @@ impl Server {
         if response.status() == StatusCode::OK
             && let Ok(stored) = site.archive()?.head(ObjectName::Wal(file)).await
             && let Some(hash) = stored.metadata.hash
-            && let (Ok(algorithm), Ok(hex)) = (hash.algorithm.try_into(), hash.hex.try_into())
+            && let Ok(hex) = HeaderValue::try_from(hash.to_string())
         {
             response.headers_mut().insert("metadata-hash", hex);
+            let algorithm = HeaderValue::from_static(hash.algorithm().name());
             response.headers_mut().insert("metadata-hash-algorithm", algorithm);
         }
         Ok(response)
