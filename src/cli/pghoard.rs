@@ -98,7 +98,7 @@ pub fn context(config: Option<PathBuf>, site: Option<String>, debug: bool) -> Co
 /// say goes to standard error.
 pub fn fatal(result: anyhow::Result<()>, kind: &str) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    let kind = if error.chain().any(|cause| cause.is::<config::Error>()) {
+    let kind = if error.chain().any(<dyn std::error::Error>::is::<config::Error>) {
         "InvalidConfigurationError"
     } else {
         kind

@@ -62,7 +62,8 @@ impl Hoard {
     }
 
     pub fn ask(&self, method: &str, path: &[&str], fields: &str) -> Result<Answer, AgentError> {
-        let path: String = path.iter().map(|part| format!("/{}", encode(part))).collect();
+        let parts: Vec<String> = path.iter().map(|part| encode(part)).collect();
+        let path = format!("/{}", parts.join("/"));
         let mut stream = self.0.connect()?;
         let request = self.0.request_for(method, &path, fields);
         stream.write_all(request.as_bytes()).map_err(|source| self.0.broken(source))?;

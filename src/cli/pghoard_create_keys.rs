@@ -27,8 +27,7 @@ struct Options {
     /// Backup site
     #[arg(long)]
     site: Option<String>,
-    /// Key alias as used with the encryption_key_id configuration directive
-    #[arg(long)]
+    #[arg(long, help = "Key alias as used with the encryption_key_id configuration directive")]
     key_id: String,
     /// Length of the generated key in bits: 2048, 3072, 4096 or 8192
     #[arg(long, default_value_t = 3072)]

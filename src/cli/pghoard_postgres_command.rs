@@ -28,9 +28,10 @@ const NOT_FOUND: u8 = 4;
 const UNKNOWN: u8 = 255;
 const TRIES: u32 = 3;
 
-/// archive_command and restore_command for PostgreSQL.
+/// PostgreSQL's hooks.
 #[derive(Debug, Parser)]
 #[command(name = "pghoard_postgres_command", version, infer_long_args = true)]
+#[command(about = "archive_command and restore_command for PostgreSQL")]
 struct Options {
     /// Service host
     #[arg(long, default_value = "127.0.0.1")]
@@ -72,7 +73,7 @@ struct Ended {
 }
 
 impl Ended {
-    fn unknown(reason: impl ToString) -> Self {
+    fn unknown(reason: impl std::fmt::Display) -> Self {
         Self { status: UNKNOWN, reason: reason.to_string() }
     }
 }

@@ -118,22 +118,22 @@ struct GetOptions {
     /// Existing directory below which tablespaces go whose own directory does not exist
     #[arg(long, value_name = "DIR")]
     tablespace_base_dir: Option<PathBuf>,
-    /// PostgreSQL primary_conninfo
+    #[arg(help = "PostgreSQL primary_conninfo")]
     #[arg(long, value_name = "CONNINFO", default_value = "")]
     primary_conninfo: String,
-    /// PostgreSQL recovery_end_command
+    #[arg(help = "PostgreSQL recovery_end_command")]
     #[arg(long, value_name = "COMMAND")]
     recovery_end_command: Option<String>,
-    /// PostgreSQL recovery_target_action
+    #[arg(help = "PostgreSQL recovery_target_action")]
     #[arg(long)]
     recovery_target_action: Option<Action>,
-    /// PostgreSQL recovery_target_name
+    #[arg(help = "PostgreSQL recovery_target_name")]
     #[arg(long, value_name = "RESTOREPOINT")]
     recovery_target_name: Option<String>,
-    /// PostgreSQL recovery_target_time
+    #[arg(help = "PostgreSQL recovery_target_time")]
     #[arg(long, value_name = "ISO_TIMESTAMP")]
     recovery_target_time: Option<String>,
-    /// PostgreSQL recovery_target_xid
+    #[arg(help = "PostgreSQL recovery_target_xid")]
     #[arg(long, value_name = "XID")]
     recovery_target_xid: Option<String>,
     /// Restore the database to a PostgreSQL primary
@@ -148,7 +148,7 @@ struct GetOptions {
     /// Don't cancel the preservation request if the backup was successfully restored
     #[arg(long, action = ArgAction::SetTrue, overrides_with = "cancel_preserve_on_success")]
     no_cancel_preserve_on_success: bool,
-    /// The program that the restored server's restore_command names
+    #[arg(help = "The program that the restored server's restore_command names")]
     #[arg(long, value_name = "PROGRAM", default_value = "pghoard_postgres_command")]
     pghoard_postgres_command_bin: PathBuf,
 }

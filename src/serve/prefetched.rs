@@ -218,9 +218,9 @@ mod tests {
         for file in stay.iter().chain(&go) {
             fs::write(path(file), b"x").unwrap();
         }
-        let old = SystemTime::now() - Duration::from_hours(2);
         for file in [&go[2], &name] {
-            File::options().write(true).open(path(file)).unwrap().set_modified(old).unwrap();
+            let file = File::options().write(true).open(path(file)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
         clean(directory.path());
         let mut stay = stay.to_vec();

@@ -150,8 +150,8 @@ pub async fn run(listener: TcpListener, deps: Deps, cancel: CancellationToken) -
     let server = Arc::new(Server::new(deps));
     let mut connections = JoinSet::new();
     let mut reading = JoinSet::new();
-    for ahead in server.ahead.iter().cloned() {
-        let cancel = cancel.clone();
+    for ahead in &server.ahead {
+        let (ahead, cancel) = (Arc::clone(ahead), cancel.clone());
         reading.spawn(async move { ahead.run(cancel).await });
     }
     loop {
