@@ -412,7 +412,6 @@ struct Sink<'a> {
 struct OpenPack {
     number: u32,
     writer: PackWriter,
-    length: u64,
 }
 
 impl<'a> Sink<'a> {
@@ -470,19 +469,18 @@ impl<'a> Sink<'a> {
             Some(pack) => pack,
             None => self.next_pack()?,
         };
-        let stored_length = pack.writer.stored_length(&frame.stored);
+        let offset = pack.writer.length();
+        pack.writer.append(frame.stored).await?;
         let frame_ref = FrameRef {
             pack: PackId { backup: self.name, number: pack.number },
-            offset: pack.length,
-            stored_length: u32::try_from(stored_length).unwrap_or(u32::MAX),
+            offset,
+            stored_length: u32::try_from(pack.writer.length() - offset).unwrap_or(u32::MAX),
             raw_length: frame.raw_length,
             compression: frame.compression,
             digest: frame.digest,
         };
-        pack.length += stored_length as u64;
-        pack.writer.append(frame.stored).await?;
         self.framer.place(frame_ref);
-        if pack.length >= PACK_SIZE {
+        if pack.writer.length() >= PACK_SIZE {
             self.finish_pack(pack).await?;
         } else {
             self.pack = Some(pack);
@@ -501,18 +499,19 @@ impl<'a> Sink<'a> {
         let part = BackupPart::Pack(number);
         let sealer = self.sealing.as_mut().map(|key| key.pack(number));
         let writer = self.repository.pack_writer(ObjectName::Backup { backup: self.name, part }, sealer);
-        Ok(OpenPack { number, writer, length: 0 })
+        Ok(OpenPack { number, writer })
     }
 
     async fn finish_pack(&mut self, pack: OpenPack) -> Result<(), Error> {
         while !self.finishing.is_empty() {
             self.pack_finished().await?;
         }
-        let OpenPack { number, writer, length } = pack;
+        let OpenPack { number, writer } = pack;
+        let stored_length = writer.length();
         let backup = self.name;
         self.finishing.spawn(async move {
             writer.finish().await?;
-            Ok(PackUse { backup, number, stored_length: length })
+            Ok(PackUse { backup, number, stored_length })
         });
         Ok(())
     }

@@ -61,6 +61,7 @@ pub struct PackWriter {
     upload: Upload,
     finisher: Work,
     is_sealed: bool,
+    length: u64,
     /// Appended, not passed on yet.
     fresh: Vec<Bytes>,
     fresh_length: usize,
@@ -99,20 +100,23 @@ impl PackWriter {
         Self {
             upload: Upload::new(repository, name),
             is_sealed: sealer.is_some(),
+            length: 0,
             finisher: Work::Idle(Finisher { hasher: Box::new(Hasher::new()), sealer }),
             fresh: Vec::new(),
             fresh_length: 0,
         }
     }
 
-    /// How many bytes `frame` will take in the pack.
-    pub const fn stored_length(&self, frame: &Bytes) -> usize {
-        frame.len() + if self.is_sealed { SEAL_LENGTH } else { 0 }
+    /// Bytes the pack will have with the frames appended so far: the offset of the next one.
+    pub const fn length(&self) -> u64 {
+        self.length
     }
 
     /// Takes the next frame; waits while too many parts are under way. The frame is taken even when the
     /// call is dropped before it returns.
     pub async fn append(&mut self, frame: Bytes) -> Result<(), Error> {
+        let seal = if self.is_sealed { SEAL_LENGTH } else { 0 };
+        self.length += (frame.len() + seal) as u64;
         self.fresh_length += frame.len();
         self.fresh.push(frame);
         if self.fresh_length >= BATCH {

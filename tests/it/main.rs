@@ -26,6 +26,8 @@ mod archiving_faults;
 mod backup;
 mod commands;
 mod config;
+mod encryption;
+mod envelope;
 mod errors;
 mod pghoard_commands;
 mod pghoard_http;
