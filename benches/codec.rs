@@ -3,8 +3,8 @@
 use divan::Bencher;
 use divan::counter::BytesCount;
 use pgkeep::codec::{
-    Compression, Decoder, Digest, Encoder, Expected, FrameDecoder, FrameEncoder, HashAlgorithm, KeyId, KeyRing,
-    NewKeyPair, OpeningKey, SealingKey,
+    Compression, Decoder, Digest, Encoder, Expected, FrameDecoder, FrameEncoder, HashAlgorithm, KeyId,
+    KeyRing, NewKeyPair, OpeningKey, SealingKey,
 };
 
 fn main() {

@@ -392,7 +392,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
         if !loaded {
             match Catalog::load(&site.repository).await {
                 Ok(catalog) => {
-                    last = catalog.backups.iter().map(|record| record.start_time).max();
+                    last = catalog.last_start();
                     cut_off = schedule.interval.is_some() && is_cut_off(&catalog);
                     loaded = true;
                 }
@@ -423,7 +423,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
 /// Whether there are backups, and none from which recovery could get to the end of the newest timeline.
 fn is_cut_off(catalog: &Catalog) -> bool {
     let windows = catalog.windows();
-    !catalog.backups.is_empty()
+    !catalog.has_no_backup()
         && windows.last().is_some_and(|newest| newest.earliest.is_none() && !newest.gaps.is_empty())
 }
 
@@ -478,9 +478,9 @@ pub fn policy(site: &SiteConfig) -> RetentionPolicy {
 }
 
 async fn prune(site: &Site) -> Result<(), repository::Error> {
-    let catalog = Catalog::load(&site.repository).await?;
+    let mut catalog = Catalog::load(&site.repository).await?;
     let now = SystemClock.now();
-    let plan = retention::plan(&catalog, &policy(&site.config), now);
+    let plan = retention::survey(&site.repository, &mut catalog, &policy(&site.config), now).await?;
     let report = retention::apply(&site.repository, &plan, now).await?;
     info!(
         site = site.config.name,

@@ -17,7 +17,6 @@ use tracing::{info, warn};
 
 use super::error::Error;
 use super::framing::{Framer, RawFrame};
-use super::manifest_check::ManifestCheck;
 use crate::catalog::{
     BackupFrom, BackupRecord, ENCRYPTED_RECORD_FORMAT, EntryPath, FileListRecord, FileListWriter, PackUse,
     RECORD_FORMAT, TablespaceRecord, WrappedKey, new_backup_key,
@@ -25,8 +24,8 @@ use crate::catalog::{
 use crate::codec::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::observe::Progress;
 use crate::postgres::{
-    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,
-    TimelineId,
+    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, ManifestCheck,
+    SystemIdentity, Tablespace, TimelineId,
 };
 use crate::repository::{
     BackupName, BackupPart, EncodedFrame, Facts, FrameEncoder, FrameRef, ObjectName, PackId, PackWriter,

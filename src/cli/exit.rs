@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::agent_client::AgentError;
 use crate::agent::{self, SiteError};
-use crate::catalog::{BackupKeyError, FileListObjectError};
+use crate::catalog::{BackupKeyError, FileListObjectError, PghoardError};
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::{self, WalFileName};
@@ -132,9 +132,13 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
             }
             restore::Error::Repository(error)
             | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
-            restore::Error::FileList(_) | restore::Error::Keys(BackupKeyError::Altered(_)) => {
+            restore::Error::Pghoard(PghoardError::Repository(repository::Error::NotFound(_))) => {
                 Exit::CorruptData
             }
+            restore::Error::Pghoard(PghoardError::Repository(error)) => exit_of_repository(error),
+            restore::Error::FileList(_)
+            | restore::Error::Pghoard(_)
+            | restore::Error::Keys(BackupKeyError::Altered(_)) => Exit::CorruptData,
             // The right key belongs into the configuration.
             restore::Error::Keys(_) => Exit::Configuration,
             _ => Exit::Failure,
