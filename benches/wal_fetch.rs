@@ -77,12 +77,7 @@ fn main() {
     let content = segment_bytes();
     runtime.block_on(repository.put(name, content.clone().into(), Facts::default())).unwrap();
 
-    let site = Site {
-        name: "main".to_owned(),
-        repository: tokio::sync::watch::channel(Some(repository.clone())).1,
-        data_directory: None,
-        expected: tokio::sync::watch::channel(Expected::default()).1,
-    };
+    let site = Site::new("main", tokio::sync::watch::channel(Some(repository.clone())).1);
     let deps = Deps {
         sites: vec![site],
         status: Arc::new(|| serde_json::Value::Null),

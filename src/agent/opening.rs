@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -20,11 +20,15 @@ use crate::storage::Access;
 const OPEN_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(500), max: Duration::from_secs(15), give_up_after: None };
 
+/// Segments fetched ahead for PGHoard's clients: enough to keep two downloads busy while one is replayed.
+const READ_AHEAD: usize = 4;
+
 pub struct Opening {
     config: SiteConfig,
     site: OnceLock<Arc<Site>>,
     repository: watch::Sender<Option<Repository>>,
     expected: watch::Sender<Expected>,
+    backup_wanted: Arc<Notify>,
     /// Counts until the site has one of its own.
     status: StatusCell,
 }
@@ -42,6 +46,7 @@ impl Opening {
             site: OnceLock::new(),
             repository: watch::Sender::new(None),
             expected: watch::Sender::new(Expected::default()),
+            backup_wanted: Arc::default(),
             status: StatusCell::new(status),
         }
     }
@@ -68,6 +73,7 @@ impl Opening {
             }
         };
         site.expected = self.expected.clone();
+        site.backup_wanted = Arc::clone(&self.backup_wanted);
         self.repository.send_replace(Some(site.repository.clone()));
         let site = Arc::new(site);
         Ok(Some(self.site.get_or_init(|| site).clone()))
@@ -75,11 +81,22 @@ impl Opening {
 
     /// What the HTTP server needs.
     pub fn served(&self) -> serve::Site {
+        let wanted = Arc::clone(&self.backup_wanted);
+        let active = self.config.active;
         serve::Site {
             name: self.config.name.clone(),
+            prefix: self.config.prefix.clone(),
             repository: self.repository.subscribe(),
             data_directory: self.config.data_directory.clone(),
             expected: self.expected.subscribe(),
+            request_backup: Arc::new(move || {
+                if !active {
+                    return Err("the site is not active, so no base backups are taken of it".to_owned());
+                }
+                wanted.notify_one();
+                Ok(())
+            }),
+            read_ahead: READ_AHEAD,
         }
     }
 

@@ -52,7 +52,7 @@ pub struct Site {
     pub host: String,
     pub parallelism: usize,
     /// Asks for a base backup out of turn.
-    pub backup_wanted: Notify,
+    pub backup_wanted: Arc<Notify>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ impl Site {
             expected: watch::Sender::new(Expected::default()),
             host,
             parallelism: config.parallelism.min(memory_bound(config.memory_limit)),
-            backup_wanted: Notify::new(),
+            backup_wanted: Arc::default(),
             config: site.clone(),
         })
     }

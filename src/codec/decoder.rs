@@ -1,13 +1,14 @@
-//! The reading half of the pipeline: decompress, then count and compare.
+//! The reading half of the pipeline: decrypt, decompress, then count and compare.
 //!
 //! Pure. Output is bounded on every call, so that a few stored bytes which unfold into gigabytes cost
 //! no more memory than the caller has room for.
 
-use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
-
-use super::compress::{Compression, SNAPPY_STREAM_HEADER};
+use super::compress::Compression;
+use super::decompress::Decompressor;
 use super::digest::{Digest, Hasher};
 use super::encoder::Summary;
+use super::envelope::{EnvelopeError, Opener};
+use super::keys::PrivateKey;
 
 /// What the decoded bytes must turn out to be, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub struct Expected {
 pub enum Error {
     #[error("the {compression} data is corrupt: {reason}")]
     Corrupt { compression: Compression, reason: String },
+    #[error("the {compression} data wants a dictionary of more than {} MiB", limit >> 20)]
+    Dictionary { compression: Compression, limit: u64 },
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
     #[error("the {0} data ends too early")]
     Truncated(Compression),
     #[error("it decodes to {actual} bytes instead of {expected}")]
@@ -36,23 +41,41 @@ pub struct Decoder {
     hasher: Hasher,
     expected: Expected,
     stored_length: u64,
+    opening: Option<Box<Opening>>,
     decompressor: Decompressor,
 }
 
-enum Decompressor {
-    None,
-    Snappy(Box<SnappyDecoder>),
-    Zstd(Box<ZstdDecoder>),
+/// An encrypted object and what has been decrypted of it, but not decompressed.
+struct Opening {
+    opener: Opener,
+    content: Vec<u8>,
+    taken: usize,
 }
+
+/// Stored bytes per turn of the decryption.
+const OPENING_STEP: usize = 64 << 10;
 
 impl Decoder {
     pub fn new(compression: Compression, expected: Expected) -> Self {
-        let decompressor = match compression {
-            Compression::None => Decompressor::None,
-            Compression::Snappy => Decompressor::Snappy(Box::default()),
-            Compression::Zstd => Decompressor::Zstd(Box::new(ZstdDecoder::new())),
-        };
-        Self { hasher: Hasher::new(), expected, stored_length: 0, decompressor }
+        Self::of(Some(compression), expected)
+    }
+
+    /// A decoder for an object whose metadata is lost: its first bytes decide how it is compressed.
+    pub fn detecting(expected: Expected) -> Self {
+        Self::of(None, expected)
+    }
+
+    fn of(compression: Option<Compression>, expected: Expected) -> Self {
+        let decompressor = Decompressor::new(compression);
+        Self { hasher: Hasher::new(), expected, stored_length: 0, opening: None, decompressor }
+    }
+
+    /// Has the stored bytes decrypted before they are decompressed: with the key that the object names,
+    /// or whichever of all keys opens it. Call it before the first push.
+    #[must_use]
+    pub fn encrypted<'a>(mut self, keys: impl IntoIterator<Item = &'a PrivateKey>) -> Self {
+        self.opening = Some(Box::new(Opening { opener: Opener::new(keys), content: Vec::new(), taken: 0 }));
+        self
     }
 
     /// Takes stored bytes from `input`, moving it forward, and appends about `room` bytes of plaintext at
@@ -61,14 +84,9 @@ impl Decoder {
     /// appended.
     pub fn push(&mut self, input: &mut &[u8], room: usize, plaintext: &mut Vec<u8>) -> Result<(), Error> {
         let (before, length) = (plaintext.len(), input.len());
-        match &mut self.decompressor {
-            Decompressor::None => {
-                let (now, later) = input.split_at(room.min(input.len()));
-                plaintext.extend_from_slice(now);
-                *input = later;
-            }
-            Decompressor::Snappy(decoder) => decoder.push(input, room, plaintext)?,
-            Decompressor::Zstd(decoder) => decoder.push(input, room, plaintext)?,
+        match &mut self.opening {
+            None => self.decompressor.push(input, room, plaintext)?,
+            Some(opening) => opening.push(&mut self.decompressor, input, room, plaintext)?,
         }
         self.stored_length += (length - input.len()) as u64;
         self.hasher.update(&plaintext[before..]);
@@ -80,16 +98,16 @@ impl Decoder {
 
     /// Whether plaintext may be waiting although all input has been taken.
     pub fn has_more(&self) -> bool {
-        matches!(&self.decompressor, Decompressor::Zstd(decoder) if decoder.has_more)
+        self.decompressor.has_more()
+            || self.opening.as_ref().is_some_and(|opening| !opening.rest().is_empty())
     }
 
     /// Ends the object. Only now is everything that [`Decoder::push`] gave known to be what was stored.
-    pub fn finish(self) -> Result<Summary, Error> {
-        match &self.decompressor {
-            Decompressor::None => {}
-            Decompressor::Snappy(decoder) => decoder.finish()?,
-            Decompressor::Zstd(decoder) => decoder.finish()?,
+    pub fn finish(mut self) -> Result<Summary, Error> {
+        if let Some(opening) = self.opening {
+            opening.opener.finish()?;
         }
+        self.decompressor.finish()?;
         let actual = self.hasher.length();
         if let Some(expected) = self.expected.length
             && expected != actual
@@ -106,168 +124,48 @@ impl Decoder {
     }
 }
 
-/// Any number of zstd frames, one after the other.
-struct ZstdDecoder {
-    raw: zstd::stream::raw::Decoder<'static>,
-    at_frame_end: bool,
-    has_more: bool,
-}
-
-impl ZstdDecoder {
-    fn new() -> Self {
-        // The library's own limit on the window, 128 MiB, stays: PGHoard's level is the user's choice and
-        // its objects have to be read.
-        let raw = zstd::stream::raw::Decoder::new().expect("memory for a zstd context");
-        Self { raw, at_frame_end: false, has_more: false }
+impl Opening {
+    fn rest(&self) -> &[u8] {
+        &self.content[self.taken..]
     }
 
-    fn push(&mut self, input: &mut &[u8], room: usize, plaintext: &mut Vec<u8>) -> Result<(), Error> {
+    fn push(
+        &mut self,
+        decompressor: &mut Decompressor,
+        input: &mut &[u8],
+        room: usize,
+        plaintext: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         let start = plaintext.len();
-        while (!input.is_empty() || self.has_more) && plaintext.len() - start < room {
-            let position = plaintext.len();
-            plaintext.reserve((room - (position - start)).min(128 << 10));
-            let mut source = InBuffer::around(input);
-            let mut output = OutBuffer::around_pos(plaintext, position);
-            let hint = self.raw.run(&mut source, &mut output).map_err(|error| Error::Corrupt {
-                compression: Compression::Zstd,
-                reason: error.to_string(),
-            })?;
-            self.has_more = hint != 0 && output.pos() == output.capacity();
-            let taken = source.pos();
-            *input = &input[taken..];
-            // Without input and without output nothing moved, and the hint tells of the next frame.
-            if taken > 0 || plaintext.len() > position {
-                self.at_frame_end = hint == 0;
+        loop {
+            let left = room.saturating_sub(plaintext.len() - start);
+            if left == 0 {
+                return Ok(());
             }
-        }
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        // An empty object is no frame: the compressor writes one even for no input.
-        if self.at_frame_end { Ok(()) } else { Err(Error::Truncated(Compression::Zstd)) }
-    }
-}
-
-/// The Snappy framing format: chunks of at most 64 KiB of plaintext, each with its checksum.
-#[derive(Default)]
-struct SnappyDecoder {
-    raw: snap::raw::Decoder,
-    /// A chunk that has not arrived as a whole yet, header included.
-    chunk: Vec<u8>,
-    /// Bytes of padding or of a skippable chunk still to be dropped.
-    skip: usize,
-    started: bool,
-}
-
-const SNAPPY_HEADER_LENGTH: usize = 4;
-const SNAPPY_CHECKSUM_LENGTH: usize = 4;
-const SNAPPY_MAX_PLAIN: usize = 64 << 10;
-/// The largest body of a data chunk: 64 KiB that do not compress, as snappy's worst case, and the checksum.
-const SNAPPY_MAX_BODY: usize = SNAPPY_CHECKSUM_LENGTH + 32 + SNAPPY_MAX_PLAIN + SNAPPY_MAX_PLAIN / 6;
-
-impl SnappyDecoder {
-    fn push(&mut self, input: &mut &[u8], room: usize, plaintext: &mut Vec<u8>) -> Result<(), Error> {
-        let start = plaintext.len();
-        while !input.is_empty() && plaintext.len() - start < room {
-            if self.skip > 0 {
-                let now = self.skip.min(input.len());
-                self.skip -= now;
-                *input = &input[now..];
-            } else if self.take(input, SNAPPY_HEADER_LENGTH) {
-                let length = self.body_length()?;
-                if self.take(input, SNAPPY_HEADER_LENGTH + length) {
-                    self.decode(plaintext)?;
-                    self.chunk.clear();
-                }
+            let mut rest = &self.content[self.taken..];
+            decompressor.push(&mut rest, left, plaintext)?;
+            self.taken = self.content.len() - rest.len();
+            if plaintext.len() - start >= room || input.is_empty() {
+                return Ok(());
             }
-        }
-        Ok(())
-    }
-
-    /// Fills the chunk up to `length` bytes; false when `input` has not enough for that.
-    fn take(&mut self, input: &mut &[u8], length: usize) -> bool {
-        let now = length.saturating_sub(self.chunk.len()).min(input.len());
-        self.chunk.extend_from_slice(&input[..now]);
-        *input = &input[now..];
-        self.chunk.len() >= length
-    }
-
-    /// Reads the header of the chunk at hand. What may be skipped has no body, only a count to drop.
-    fn body_length(&mut self) -> Result<usize, Error> {
-        let length =
-            usize::from(self.chunk[1]) | usize::from(self.chunk[2]) << 8 | usize::from(self.chunk[3]) << 16;
-        match self.chunk[0] {
-            0xFF if length + SNAPPY_HEADER_LENGTH == SNAPPY_STREAM_HEADER.len() => Ok(length),
-            _ if !self.started => Err(corrupt("it does not begin with a stream header")),
-            0x00 | 0x01 if (SNAPPY_CHECKSUM_LENGTH..=SNAPPY_MAX_BODY).contains(&length) => Ok(length),
-            0x80..=0xFE => {
-                self.skip = length;
-                Ok(0)
-            }
-            kind => Err(corrupt(&format!("a chunk of type {kind:#04x} has {length} bytes"))),
+            let (now, later) = input.split_at(OPENING_STEP.min(input.len()));
+            // The decompressor had room, so it has taken everything.
+            self.content.clear();
+            self.taken = 0;
+            self.opener.push(now, &mut self.content)?;
+            *input = later;
         }
     }
-
-    fn decode(&mut self, plaintext: &mut Vec<u8>) -> Result<(), Error> {
-        let (header, body) = self.chunk.split_at(SNAPPY_HEADER_LENGTH);
-        let kind = header[0];
-        if kind == 0xFF {
-            self.started = true;
-            return if self.chunk == SNAPPY_STREAM_HEADER {
-                Ok(())
-            } else {
-                Err(corrupt("bad stream header"))
-            };
-        }
-        if kind >= 0x80 {
-            return Ok(());
-        }
-        let (checksum, data) = body.split_at(SNAPPY_CHECKSUM_LENGTH);
-        let start = plaintext.len();
-        if kind == 0x00 {
-            let length = snap::raw::decompress_len(data).map_err(|error| corrupt(&error.to_string()))?;
-            if length > SNAPPY_MAX_PLAIN {
-                return Err(corrupt("a chunk is larger than 64 KiB"));
-            }
-            plaintext.resize(start + length, 0);
-            let decoded = self.raw.decompress(data, &mut plaintext[start..]);
-            decoded.map_err(|error| corrupt(&error.to_string()))?;
-        } else if data.len() > SNAPPY_MAX_PLAIN {
-            return Err(corrupt("a chunk is larger than 64 KiB"));
-        } else {
-            plaintext.extend_from_slice(data);
-        }
-        // The format's masked CRC-32C: rotated, and moved by a constant.
-        let masked = crc32c::crc32c(&plaintext[start..]).rotate_right(15).wrapping_add(0xA282_EAD8);
-        if masked.to_le_bytes() != *checksum {
-            plaintext.truncate(start);
-            return Err(corrupt("a checksum does not match"));
-        }
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        // No input at all is what PGHoard's snappy writer makes of an empty file.
-        if self.chunk.is_empty() && self.skip == 0 {
-            Ok(())
-        } else {
-            Err(Error::Truncated(Compression::Snappy))
-        }
-    }
-}
-
-fn corrupt(reason: &str) -> Error {
-    Error::Corrupt { compression: Compression::Snappy, reason: reason.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::compress::SNAPPY_STREAM_HEADER;
+    use super::super::decompress::SNAPPY_MAX_PLAIN;
+    use super::super::keys::tests::ring;
     use super::*;
     use crate::codec::Encoder;
     use proptest::prelude::*;
-
-    const ALL: [Compression; 3] = [Compression::None, Compression::Snappy, Compression::Zstd];
 
     fn encode<'a>(
         compression: Compression,
@@ -289,7 +187,14 @@ mod tests {
         chunks: impl IntoIterator<Item = &'a [u8]>,
         room: usize,
     ) -> Result<Vec<u8>, Error> {
-        let mut decoder = Decoder::new(compression, expected);
+        decode_with(Decoder::new(compression, expected), chunks, room)
+    }
+
+    fn decode_with<'a>(
+        mut decoder: Decoder,
+        chunks: impl IntoIterator<Item = &'a [u8]>,
+        room: usize,
+    ) -> Result<Vec<u8>, Error> {
         let mut plaintext = Vec::new();
         for mut chunk in chunks {
             while !chunk.is_empty() || decoder.has_more() {
@@ -327,6 +232,80 @@ mod tests {
             decode(Compression::Zstd, Expected::default(), [], 1),
             Err(Error::Truncated(Compression::Zstd))
         );
+        let (stored, summary) = encode(Compression::Lzma, []);
+        assert_eq!(stored.len(), 32);
+        assert_eq!(decode(Compression::Lzma, known(&summary), [&stored[..]], 1).unwrap(), b"");
+        assert_eq!(
+            decode(Compression::Lzma, Expected::default(), [], 1),
+            Err(Error::Truncated(Compression::Lzma))
+        );
+        let ring = ring();
+        let encoder = || Encoder::new(Compression::Snappy, 0).encrypted(ring.writing().unwrap());
+        let mut stored = Vec::new();
+        encoder().finish(&mut stored);
+        assert_eq!(stored, b"");
+        let decoder = Decoder::new(Compression::Snappy, Expected::default()).encrypted(ring.privates());
+        assert_eq!(decode_with(decoder, [], 1).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_is_not_declared_is_detected() {
+        let ring = ring();
+        for compression in Compression::ALL {
+            for plaintext in [&b""[..], b"(", b"x", b"some text that is longer than any mark"] {
+                let mut encoder = Encoder::new(compression, 0).encrypted(ring.writing().unwrap());
+                let mut stored = Vec::new();
+                encoder.push(plaintext, &mut stored);
+                encoder.finish(&mut stored);
+                let decoder = Decoder::detecting(Expected::default()).encrypted(ring.privates());
+                let decoded = decode_with(decoder, stored.chunks(50), 3);
+                // One byte of plain text that a zstd frame could begin with is the price of detection.
+                if compression == Compression::None && plaintext == b"(" {
+                    assert_eq!(decoded, Err(Error::Truncated(Compression::Zstd)));
+                } else {
+                    assert_eq!(decoded.unwrap(), plaintext, "{compression}");
+                }
+                let (stored, _) = encode(compression, [plaintext]);
+                for cut in 0..=stored.len().min(12) {
+                    let (head, tail) = stored.split_at(cut);
+                    let decoded = decode_with(Decoder::detecting(Expected::default()), [head, tail], 3);
+                    if plaintext != b"(" {
+                        assert_eq!(decoded.unwrap(), plaintext, "{compression} {cut}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_lzma_preset_is_readable() {
+        let plaintext = sample(300_000);
+        for level in [-1, 0, 1, 6, 9, 100] {
+            let mut encoder = Encoder::new(Compression::Lzma, level);
+            let mut stored = Vec::new();
+            encoder.push(&plaintext, &mut stored);
+            let summary = encoder.finish(&mut stored);
+            assert!(
+                decode(Compression::Lzma, known(&summary), stored.chunks(777), 4096).unwrap() == plaintext
+            );
+        }
+    }
+
+    #[test]
+    fn an_absurd_xz_dictionary_is_refused_before_it_is_set_aside() {
+        use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
+        let xz = |dictionary: u32| {
+            let mut options = LzmaOptions::new_preset(0).unwrap();
+            options.dict_size(dictionary);
+            let stream = Stream::new_stream_encoder(Filters::new().lzma2(&options), Check::Crc64).unwrap();
+            let mut writer = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+            std::io::Write::write_all(&mut writer, b"content").unwrap();
+            writer.finish().unwrap()
+        };
+        let of_xz_9 = decode(Compression::Lzma, Expected::default(), [&xz(64 << 20)[..]], 100);
+        assert_eq!(of_xz_9.unwrap(), b"content");
+        let error = decode(Compression::Lzma, Expected::default(), [&xz(96 << 20)[..]], 100).unwrap_err();
+        assert_eq!(error.to_string(), "the lzma data wants a dictionary of more than 64 MiB");
     }
 
     #[test]
@@ -337,7 +316,9 @@ mod tests {
         let snappy = snappy.into_inner().unwrap();
         // PGHoard's zstd: no content size, no checksum.
         let zstd = zstd::encode_all(&plaintext[..], 3).unwrap();
-        for (compression, stored) in [(Compression::Snappy, snappy), (Compression::Zstd, zstd)] {
+        let xz = liblzma::encode_all(&plaintext[..], 6).unwrap();
+        let all = [(Compression::Snappy, snappy), (Compression::Lzma, xz), (Compression::Zstd, zstd)];
+        for (compression, stored) in all {
             let decoded = decode(compression, Expected::default(), stored.chunks(1000), 4096).unwrap();
             assert!(decoded == plaintext, "{compression}");
             assert_eq!(Compression::detect(&stored), compression);
@@ -351,6 +332,9 @@ mod tests {
         assert!(zstd::decode_all(&zstd[..]).unwrap() == plaintext);
         // Bit 2 of the frame header descriptor is the checksum flag (RFC 8878, section 3.1.1.1.1).
         assert_eq!(zstd[4] & 0b100, 0b100, "the content checksum is on");
+        let (xz, _) = encode(Compression::Lzma, plaintext.chunks(777));
+        assert!(liblzma::decode_all(&xz[..]).unwrap() == plaintext);
+        assert_eq!(xz[7], 4, "the check is CRC-64");
         let (snappy, _) = encode(Compression::Snappy, plaintext.chunks(777));
         let mut decoded = Vec::new();
         std::io::Read::read_to_end(&mut snap::read::FrameDecoder::new(&snappy[..]), &mut decoded).unwrap();
@@ -359,8 +343,11 @@ mod tests {
 
     #[test]
     fn takes_several_members_padding_and_skippable_chunks() {
-        for compression in [Compression::Snappy, Compression::Zstd] {
+        for compression in [Compression::Snappy, Compression::Lzma, Compression::Zstd] {
             let (mut stored, _) = encode(compression, [&b"first "[..]]);
+            if compression == Compression::Lzma {
+                stored.extend_from_slice(&[0; 8]);
+            }
             if compression == Compression::Snappy {
                 stored.extend_from_slice(b"\xFE\x02\x00\x00\0\0\x81\x03\x00\x00abc");
             }
@@ -374,16 +361,18 @@ mod tests {
 
     #[test]
     fn a_bomb_is_stopped_at_the_expected_length() {
-        let (stored, _) = encode(Compression::Zstd, std::iter::repeat_n(&vec![0_u8; 1 << 20][..], 64));
-        assert!(stored.len() < 64 << 10);
-        let expected = Expected { length: Some(1000), digest: None };
-        let result = decode(Compression::Zstd, expected, [&stored[..]], 4096);
-        assert_eq!(result, Err(Error::TooLong { expected: 1000 }));
+        for compression in [Compression::Lzma, Compression::Zstd] {
+            let (stored, _) = encode(compression, std::iter::repeat_n(&vec![0_u8; 1 << 20][..], 64));
+            assert!(stored.len() < 64 << 10);
+            let expected = Expected { length: Some(1000), digest: None };
+            let result = decode(compression, expected, [&stored[..]], 4096);
+            assert_eq!(result, Err(Error::TooLong { expected: 1000 }));
+        }
     }
 
     #[test]
     fn rubbish_behind_the_end_is_damage() {
-        for compression in [Compression::Snappy, Compression::Zstd] {
+        for compression in [Compression::Snappy, Compression::Lzma, Compression::Zstd] {
             let (mut stored, _) = encode(compression, [&b"content"[..]]);
             stored.push(7);
             assert!(decode(compression, Expected::default(), [&stored[..]], 100).is_err());
@@ -402,7 +391,7 @@ mod tests {
 
     #[test]
     fn no_truncation_and_no_flipped_bit_passes() {
-        for compression in ALL {
+        for compression in Compression::ALL {
             let plaintext = sample(1500);
             let (stored, summary) = encode(compression, [&plaintext[..]]);
             for length in 0..stored.len() {
@@ -410,9 +399,9 @@ mod tests {
                     decode(compression, known(&summary), [&stored[..length]], 512).is_err(),
                     "{compression} cut to {length}"
                 );
-                if compression == Compression::Zstd {
+                if matches!(compression, Compression::Lzma | Compression::Zstd) {
                     let alone = decode(compression, Expected::default(), [&stored[..length]], 512);
-                    assert!(alone.is_err(), "a zstd object shows truncation to {length} by itself");
+                    assert!(alone.is_err(), "a {compression} object shows truncation to {length} by itself");
                 }
             }
             for bit in 0..stored.len() * 8 {
@@ -423,7 +412,7 @@ mod tests {
                     assert!(decoded == plaintext, "{compression} bit {bit}");
                 }
                 // Snappy cannot do that: a flipped bit makes a data chunk one that readers have to skip.
-                if compression == Compression::Zstd
+                if matches!(compression, Compression::Lzma | Compression::Zstd)
                     && let Ok(decoded) = decode(compression, Expected::default(), [&damaged[..]], 512)
                 {
                     assert!(decoded == plaintext, "{compression} bit {bit} without digest");
@@ -443,12 +432,46 @@ mod tests {
             room in 1..100_000_usize,
         ) {
             let plaintext = sample(length);
-            for compression in ALL {
+            for compression in Compression::ALL {
                 let (stored, summary) = encode(compression, plaintext.chunks(write));
                 prop_assert_eq!(summary.digest, Digest::of(&plaintext));
                 let decoded = decode(compression, known(&summary), stored.chunks(read), room).unwrap();
                 prop_assert!(decoded == plaintext);
             }
+        }
+
+        #[test]
+        fn encrypted_objects_round_trip_and_no_change_passes(
+            length in prop_oneof![1..300_usize, 60_000..140_000_usize],
+            write in 1..70_000_usize,
+            read in 1..70_000_usize,
+            room in 1..100_000_usize,
+            compression in prop::sample::select(&Compression::ALL),
+            at: prop::sample::Index,
+            change in 1..=255_u8,
+            cut: prop::sample::Index,
+        ) {
+            let (plaintext, ring) = (sample(length), ring());
+            let mut encoder = Encoder::new(compression, 1).encrypted(ring.writing().unwrap());
+            let mut stored = Vec::new();
+            plaintext.chunks(write).for_each(|chunk| encoder.push(chunk, &mut stored));
+            let summary = encoder.finish(&mut stored);
+            prop_assert_eq!(summary.stored_length, stored.len() as u64);
+            prop_assert_eq!(summary.digest, Digest::of(&plaintext));
+            let decode = |stored: &[u8], expected| {
+                let decoder = Decoder::new(compression, expected).encrypted(ring.privates());
+                decode_with(decoder, stored.chunks(read), room)
+            };
+            prop_assert!(decode(&stored, known(&summary)).unwrap() == plaintext);
+            // Cut to nothing is an empty object, which only a known length tells from this one.
+            let kept = cut.index(stored.len());
+            prop_assert!(decode(&stored[..kept], known(&summary)).is_err());
+            if kept > 0 {
+                prop_assert!(decode(&stored[..kept], Expected::default()).is_err());
+            }
+            let at = at.index(stored.len());
+            stored[at] ^= change;
+            prop_assert!(decode(&stored, Expected::default()).is_err());
         }
 
         #[test]
@@ -463,10 +486,14 @@ mod tests {
         }
 
         #[test]
-        fn any_rubbish_is_refused_without_panic(bytes: Vec<u8>, stream_header: bool) {
-            let mut stored = if stream_header { SNAPPY_STREAM_HEADER.to_vec() } else { Vec::new() };
-            stored.extend(bytes);
-            for compression in ALL {
+        fn any_rubbish_is_refused_without_panic(
+            bytes: Vec<u8>,
+            mark in prop::sample::select(vec![&b""[..], &SNAPPY_STREAM_HEADER, b"\xFD7zXZ\0\0\x04", b"pghoa1\x01\x80"]),
+        ) {
+            let stored = [mark, &bytes[..]].concat();
+            let sealed = Decoder::detecting(Expected::default()).encrypted(ring().privates());
+            let _ = decode_with(sealed, [&stored[..]], 1000);
+            for compression in Compression::ALL {
                 let _ = decode(compression, Expected::default(), [&stored[..]], 1000);
             }
         }

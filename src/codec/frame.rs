@@ -8,10 +8,9 @@ use bytes::Bytes;
 use zstd::bulk;
 use zstd::stream::raw::DParameter;
 
-use super::compress::{Compression, clamp_level, zstd_parameters};
+use super::compress::{Compression, Compressor, clamp_level, zstd_parameters};
 use super::decoder::{Decoder, Error, Expected};
 use super::digest::Digest;
-use super::encoder::Encoder;
 
 /// The most raw bytes one frame may hold.
 pub const MAX_FRAME_LENGTH: usize = 1 << 20;
@@ -43,19 +42,20 @@ pub struct FrameEncoder {
 
 enum Method {
     None,
-    Snappy,
+    /// These two keep nothing from frame to frame.
+    Whole(Compression, i32),
     Zstd(Box<bulk::Compressor<'static>>),
 }
 
 impl FrameEncoder {
-    /// `level` is zstd's; 0 stands for its default, 3.
+    /// `level` is zstd's, where 0 stands for its default, 3, or lzma's preset, 0 to 9.
     ///
     /// # Panics
     /// Without memory for a zstd context.
     pub fn new(compression: Compression, level: i32) -> Self {
         let method = match compression {
             Compression::None => Method::None,
-            Compression::Snappy => Method::Snappy,
+            Compression::Snappy | Compression::Lzma => Method::Whole(compression, level),
             Compression::Zstd => {
                 let mut compressor =
                     bulk::Compressor::new(clamp_level(level)).expect("a clamped level is a valid parameter");
@@ -77,11 +77,11 @@ impl FrameEncoder {
         self.scratch.clear();
         let compression = match &mut self.method {
             Method::None => Compression::None,
-            Method::Snappy => {
-                let mut encoder = Encoder::new(Compression::Snappy, 0);
-                encoder.push(raw, &mut self.scratch);
-                encoder.finish(&mut self.scratch);
-                Compression::Snappy
+            Method::Whole(compression, level) => {
+                let mut compressor = Compressor::new(*compression, *level, Some(raw.len() as u64));
+                compressor.push(raw, &mut self.scratch);
+                compressor.finish(&mut self.scratch);
+                *compression
             }
             Method::Zstd(compressor) => {
                 self.scratch.reserve(zstd::zstd_safe::compress_bound(raw.len()));
@@ -189,11 +189,11 @@ impl FrameDecoder {
                 })?;
                 raw.truncate(written);
             }
-            Compression::Snappy => {
+            Compression::Snappy | Compression::Lzma => {
                 let mut decoder =
-                    Decoder::new(Compression::Snappy, Expected { length: Some(expected), digest: None });
+                    Decoder::new(frame.compression, Expected { length: Some(expected), digest: None });
                 let mut input = stored;
-                while !input.is_empty() {
+                while !input.is_empty() || decoder.has_more() {
                     decoder.push(&mut input, MAX_FRAME_LENGTH, raw)?;
                 }
                 decoder.finish()?;
@@ -222,7 +222,7 @@ mod tests {
     fn a_full_frame_round_trips_with_every_compression() {
         let mut decoder = FrameDecoder::new();
         let mut raw = Vec::new();
-        for compression in [Compression::None, Compression::Snappy, Compression::Zstd] {
+        for compression in Compression::ALL {
             let mut encoder = FrameEncoder::new(compression, 3);
             for content in [vec![b'x'; MAX_FRAME_LENGTH], b"abc".repeat(100_000), Vec::new(), vec![1; 4096]] {
                 let frame = encoder.encode(&content);
@@ -266,9 +266,8 @@ mod tests {
             content in prop::collection::vec(0..4_u8, 1..3000),
             bit: prop::sample::Index,
             cut: prop::sample::Index,
-            snappy: bool,
+            compression in prop::sample::select(&Compression::ALL[1..]),
         ) {
-            let compression = if snappy { Compression::Snappy } else { Compression::Zstd };
             let frame = FrameEncoder::new(compression, 1).encode(&content);
             let mut decoder = FrameDecoder::new();
             let mut raw = Vec::new();

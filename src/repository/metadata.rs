@@ -14,6 +14,8 @@ const COMPRESSION_LEVEL: &str = "compression-level";
 const ORIGINAL_FILE_SIZE: &str = "original-file-size";
 const PG_VERSION: &str = "pg-version";
 const HOST: &str = "host";
+const HASH: &str = "hash";
+const HASH_ALGORITHM: &str = "hash-algorithm";
 const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
 /// Ours: BLAKE3 of the plaintext.
 const DIGEST: &str = "pgkeep-blake3";
@@ -42,6 +44,15 @@ pub struct ObjectMetadata {
     pub host: Option<String>,
     /// Of the plaintext. Not known for objects that were streamed, nor for PGHoard's.
     pub digest: Option<Digest>,
+    /// PGHoard's checksum of the plaintext.
+    pub hash: Option<PlainHash>,
+}
+
+/// PGHoard's checksum of a WAL segment: the algorithm by Python's name for it, and hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlainHash {
+    pub algorithm: String,
+    pub hex: String,
 }
 
 impl ObjectMetadata {
@@ -58,6 +69,10 @@ impl ObjectMetadata {
         pairs.extend(self.plaintext_length.map(|length| (ORIGINAL_FILE_SIZE, length.to_string())));
         pairs.extend(self.pg_version.map(|version| (PG_VERSION, version.to_string())));
         pairs.extend(self.host.as_deref().map(|host| (HOST, to_ascii(host))));
+        if let Some(hash) = &self.hash {
+            pairs.push((HASH, to_ascii(&hash.hex)));
+            pairs.push((HASH_ALGORITHM, to_ascii(&hash.algorithm)));
+        }
         pairs.extend(self.digest.map(|digest| (DIGEST, digest.to_string())));
         pairs
     }
@@ -67,6 +82,7 @@ impl ObjectMetadata {
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut metadata = Self::default();
         let (mut any, mut algorithm, mut key_id) = (false, None, None);
+        let (mut hash, mut hash_algorithm) = (None, None);
         for (key, value) in pairs {
             any = true;
             match key.to_ascii_lowercase().replace('_', "-").as_str() {
@@ -76,10 +92,14 @@ impl ObjectMetadata {
                 ORIGINAL_FILE_SIZE => metadata.plaintext_length = value.parse().ok(),
                 PG_VERSION => metadata.pg_version = value.parse().ok(),
                 HOST => metadata.host = Some(value.to_owned()),
+                HASH => hash = Some(value.to_owned()),
+                HASH_ALGORITHM => hash_algorithm = Some(value.to_owned()),
                 DIGEST => metadata.digest = value.parse().ok(),
                 _ => {}
             }
         }
+        metadata.hash =
+            hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
         metadata.stored_as = match (key_id, algorithm) {
             (Some(id), _) => StoredAs::Unsupported(format!("it is encrypted with the key `{id}`")),
             (None, Some(name)) => name.parse().map_or_else(
@@ -138,6 +158,10 @@ mod tests {
             pg_version: Some(150_020),
             host: Some("db1".to_owned()),
             digest: None,
+            hash: Some(PlainHash {
+                algorithm: "sha1".to_owned(),
+                hex: "da39a3ee5e6b4b0d3255bfef95601890afd80709".to_owned(),
+            }),
         };
         assert_eq!(metadata, expected);
     }
@@ -181,6 +205,7 @@ mod tests {
                 pg_version: version,
                 host,
                 digest: digest.map(Digest::new),
+                hash: Some(PlainHash { algorithm: "sha1".to_owned(), hex: "00ff".to_owned() }),
             };
             let mangled: Vec<_> = metadata
                 .to_pairs()

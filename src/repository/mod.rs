@@ -26,7 +26,7 @@ mod writer;
 
 pub use crate::codec::{EncodedFrame, FrameDecoder, FrameEncoder};
 pub use error::Error;
-pub use metadata::{ObjectMetadata, StoredAs};
+pub use metadata::{ObjectMetadata, PlainHash, StoredAs};
 pub use name::{BackupName, BackupPart, Folder, ObjectName, ParseBackupNameError};
 pub use pack::{FrameRef, PackId, PackWriter};
 pub use reader::ObjectReader;

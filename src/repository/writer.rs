@@ -84,6 +84,7 @@ impl ObjectWriter {
             pg_version: facts.pg_version,
             host: Some(settings.host.clone()).filter(|host| !host.is_empty()),
             digest: None,
+            hash: None,
         };
         let encoder = match length {
             Some(length) => Encoder::for_length(compression, level, length),

@@ -69,12 +69,7 @@ impl Serving {
         let config = StorageConfig::Local { directory };
         let store = runtime.block_on(storage::open(&config, Access::Write)).unwrap();
         let repository = Repository::new(store, "main", Settings::default());
-        let site = Site {
-            name: "main".to_owned(),
-            repository: tokio::sync::watch::channel(Some(repository.clone())).1,
-            data_directory: None,
-            expected: tokio::sync::watch::channel(Expected::default()).1,
-        };
+        let site = Site::new("main", tokio::sync::watch::channel(Some(repository.clone())).1);
         let mut deps = Deps {
             sites: vec![site],
             status: Arc::new(|| serde_json::json!({ "site": "main" })),
@@ -587,12 +582,7 @@ fn probes_and_status_answer() {
 fn several_sites_must_be_told_apart() {
     let serving = Serving::start_with(|deps| {
         let first = &deps.sites[0];
-        let second = Site {
-            name: "second".to_owned(),
-            repository: first.repository.clone(),
-            data_directory: None,
-            expected: first.expected.clone(),
-        };
+        let second = Site::new("second", first.repository.clone());
         deps.sites.push(second);
     });
     serving.put_segment(3);
