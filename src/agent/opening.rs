@@ -7,8 +7,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::leftovers;
 use super::site::{Site, chain};
 use super::status::{ArchivingStatus, SiteStatus, StatusCell};
+use super::telemetry::{Outlets, SiteTelemetry, Telemetry};
 use crate::config::{Config, SiteConfig};
 use crate::postgres::Expected;
 use crate::repository::Repository;
@@ -29,26 +31,39 @@ pub struct Opening {
     repository: watch::Sender<Option<Repository>>,
     expected: watch::Sender<Expected>,
     backup_wanted: Arc<Notify>,
+    telemetry: SiteTelemetry,
     /// Counts until the site has one of its own.
     status: StatusCell,
 }
 
 impl Opening {
-    pub fn new(config: &SiteConfig) -> Self {
+    pub fn new(config: &SiteConfig, telemetry: &Telemetry) -> (Self, Outlets) {
         let status = SiteStatus {
             site: config.name.clone(),
             storage: config.storage.description(),
             archiving: ArchivingStatus { state: "opening storage", ..ArchivingStatus::default() },
             ..SiteStatus::default()
         };
-        Self {
+        let (telemetry, outlets) = SiteTelemetry::new(config, telemetry);
+        let opening = Self {
             config: config.clone(),
             site: OnceLock::new(),
             repository: watch::Sender::new(None),
             expected: watch::Sender::new(Expected::default()),
             backup_wanted: Arc::default(),
+            telemetry,
             status: StatusCell::new(status),
-        }
+        };
+        (opening, outlets)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The site, once its storage has been reached.
+    pub fn opened(&self) -> Option<&Arc<Site>> {
+        self.site.get()
     }
 
     /// Opens the site's storage, however long that takes; `None` when cancelled.
@@ -58,8 +73,11 @@ impl Opening {
         cancel: &CancellationToken,
     ) -> Result<Option<Arc<Site>>, Error> {
         let attempt = async || {
-            let opened = Site::open(config, &self.config, Access::Write).await;
+            let opened =
+                Site::open_watched(config, &self.config, Access::Write, self.telemetry.clone()).await;
             if let Err(error) = &opened {
+                self.telemetry.storage_failed();
+                self.telemetry.error("opening", "handle_upload", "StorageError");
                 self.status.failed(&chain(error), error.hint());
             }
             opened
@@ -76,7 +94,9 @@ impl Opening {
         site.backup_wanted = Arc::clone(&self.backup_wanted);
         self.repository.send_replace(Some(site.repository.clone()));
         let site = Arc::new(site);
-        Ok(Some(self.site.get_or_init(|| site).clone()))
+        let site = self.site.get_or_init(|| site).clone();
+        leftovers::take_over(&site, cancel).await;
+        Ok(Some(site))
     }
 
     /// What the HTTP server needs.

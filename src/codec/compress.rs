@@ -123,7 +123,9 @@ impl Compressor {
             Compression::Zstd => {
                 let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
                     .expect("a clamped level is a valid parameter");
-                encoder.set_parameter(CParameter::ChecksumFlag(true)).expect("a fresh context takes parameters");
+                encoder
+                    .set_parameter(CParameter::ChecksumFlag(true))
+                    .expect("a fresh context takes parameters");
                 for parameter in zstd_parameters(clamp_level(level)) {
                     encoder.set_parameter(parameter).expect("a fresh context takes parameters");
                 }

@@ -423,7 +423,8 @@ impl<'a> SiteReader<'a> {
         if let (StorageConfig::Local { directory }, Some(state)) = (&storage, &config.backup_location)
             && host.current_directory.join(state).components().eq(directory.components())
         {
-            let why = "the same as `backup_location`, where PGHoard's working files lie; use another directory";
+            let why =
+                "the same as `backup_location`, where PGHoard's working files lie; use another directory";
             self.problem("object_storage.directory", why);
             return None;
         }

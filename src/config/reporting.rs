@@ -283,7 +283,8 @@ mod tests {
             "pushgateway": {"endpoint": "gateway:9091"},
         }));
         assert_eq!(problems.len(), 3, "{problems:?}");
-        let (reporting, problems) = read(json!({"pushgateway": {}, "syslog": false, "syslog_facility": "loud"}));
+        let (reporting, problems) =
+            read(json!({"pushgateway": {}, "syslog": false, "syslog_facility": "loud"}));
         assert_eq!(problems, ["pushgateway: nothing is pushed without `endpoint`"]);
         assert_eq!((reporting.pushgateway, reporting.syslog), (None, None));
     }

@@ -65,7 +65,8 @@ fn proxy_url(raw: &RawProxy) -> Result<Secret, Problem> {
         None => return Err(Problem::new("proxy_info.type", "missing; expected `http` or `socks5`")),
     };
     let user = raw.user.as_deref().map(|user| {
-        let password = raw.password.as_ref().map(|password| format!(":{}", percent_encoded(password.reveal())));
+        let password =
+            raw.password.as_ref().map(|password| format!(":{}", percent_encoded(password.reveal())));
         format!("{}{}@", percent_encoded(user), password.unwrap_or_default())
     });
     Ok(Secret::new(format!("{scheme}://{}{host}:{}", user.unwrap_or_default(), port.0)))

@@ -213,7 +213,8 @@ impl StatsdLines {
         let mut lines = Vec::new();
         for sample in samples {
             let now = Series { value: sample.value, updates: sample.updates };
-            let line = |value, kind| statsd_line(format, sample.metric.name, merged(tags, &sample), value, kind);
+            let line =
+                |value, kind| statsd_line(format, sample.metric.name, merged(tags, &sample), value, kind);
             let key = (sample.metric.name, sample.labels.clone());
             let before = self.told.get(&key).copied().unwrap_or_default();
             match sample.metric.kind {
@@ -281,7 +282,13 @@ mod tests {
 
     #[test]
     fn datadog_has_its_tags_at_the_end() {
-        let line = statsd_line(StatsdFormat::Datadog, "pghoard.backup_time", [("a", "1"), ("b", "x:y,z|")], 1.5, 'g');
+        let line = statsd_line(
+            StatsdFormat::Datadog,
+            "pghoard.backup_time",
+            [("a", "1"), ("b", "x:y,z|")],
+            1.5,
+            'g',
+        );
         assert_eq!(line, "pghoard.backup_time:1.5|g|#a:1,b:x:y_z_");
         assert_eq!(statsd_line(StatsdFormat::Datadog, "n", [], 2.0, 'c'), "n:2|c");
     }

@@ -13,6 +13,4 @@ pub use metrics::{Kind, Metric, Metrics, Sample, StatsdFormat, Tags, exposition,
 pub use progress::Progress;
 pub use push::{PushTarget, push_metrics};
 pub use statsd::{StatsdSocket, StatsdTarget, tell_statsd};
-pub use syslog::{
-    Facility, SyslogAddress, SyslogAddressError, SyslogTarget, UnknownFacility, set_syslog,
-};
+pub use syslog::{Facility, SyslogAddress, SyslogAddressError, SyslogTarget, UnknownFacility, set_syslog};

@@ -89,7 +89,9 @@ const FACILITIES: &[(&str, u8)] = &[
 
 /// A word that is no facility.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown syslog facility `{0}`; expected `daemon`, `user`, `local0` to `local7` or another of syslog's")]
+#[error(
+    "unknown syslog facility `{0}`; expected `daemon`, `user`, `local0` to `local7` or another of syslog's"
+)]
 pub struct UnknownFacility(String);
 
 impl FromStr for Facility {
@@ -246,7 +248,10 @@ mod tests {
 
     #[test]
     fn a_datagram_is_what_rfc_3164_says() {
-        assert_eq!(line(None, Level::INFO, "pgkeep runs"), "<150>Nov  5 07:08:09 pgkeep[42]: INFO pgkeep runs");
+        assert_eq!(
+            line(None, Level::INFO, "pgkeep runs"),
+            "<150>Nov  5 07:08:09 pgkeep[42]: INFO pgkeep runs"
+        );
         assert_eq!(line(Some("db1"), Level::ERROR, "x"), "<147>Nov  5 07:08:09 db1 pgkeep[42]: ERROR x");
         assert_eq!(line(None, Level::WARN, &"ü".repeat(5000)).len(), LONGEST - 1, "cut between letters");
     }

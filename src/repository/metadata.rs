@@ -98,8 +98,7 @@ impl ObjectMetadata {
                 _ => {}
             }
         }
-        metadata.hash =
-            hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
+        metadata.hash = hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
         metadata.stored_as = match (key_id, algorithm) {
             (Some(id), _) => StoredAs::Unsupported(format!("it is encrypted with the key `{id}`")),
             (None, Some(name)) => name.parse().map_or_else(

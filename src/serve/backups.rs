@@ -11,10 +11,9 @@ use crate::catalog::Catalog;
 /// All backups of the site whose record can be read.
 pub async fn list(site: &Site) -> Result<Response<Body>, Refusal> {
     let repository = site.archive()?;
-    let catalog = Catalog::load_backups(&repository).await.map_err(|error| Refusal {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        reason: error.to_string(),
-    })?;
+    let catalog = Catalog::load_backups(&repository)
+        .await
+        .map_err(|error| Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason: error.to_string() })?;
     let entries = catalog.backups.iter().map(|record| BackupEntry::of(&site.prefix, &site.name, record));
     let entries: Vec<_> = entries.map(|entry| entry.to_json()).collect();
     let text = pghoard_json(&json!({ "basebackups": entries }));

@@ -115,6 +115,9 @@ mod tests {
 
     #[test]
     fn json_looks_like_pghoards() {
-        assert_eq!(pghoard_json(&json!({ "b": [1], "a": {} })), "{\n    \"a\": {},\n    \"b\": [\n        1\n    ]\n}");
+        assert_eq!(
+            pghoard_json(&json!({ "b": [1], "a": {} })),
+            "{\n    \"a\": {},\n    \"b\": [\n        1\n    ]\n}"
+        );
     }
 }

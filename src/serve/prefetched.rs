@@ -36,7 +36,12 @@ pub fn is_there(path: &Path) -> bool {
 }
 
 /// Checks the file that lies ready at `path` against its name and, when that is known, its digest.
-pub fn check(path: &Path, file: WalFileName, expected: &Expected, digest: Option<Digest>) -> Result<(), String> {
+pub fn check(
+    path: &Path,
+    file: WalFileName,
+    expected: &Expected,
+    digest: Option<Digest>,
+) -> Result<(), String> {
     let mut content = File::open(path).map_err(|error| error.to_string())?;
     let length = content.metadata().map_err(|error| error.to_string())?.len();
     match file {
@@ -181,7 +186,9 @@ mod tests {
         check(&path, file, &expected, Some(Digest::of(b"other"))).unwrap_err();
         let stranger = Expected { system_identifier: Some(1), ..Expected::default() };
         check(&path, file, &stranger, None).unwrap_err();
-        for bad in [segment_bytes(segment(4)), good[..good.len() - 1].to_vec(), vec![0; good.len()], Vec::new()] {
+        for bad in
+            [segment_bytes(segment(4)), good[..good.len() - 1].to_vec(), vec![0; good.len()], Vec::new()]
+        {
             fs::write(&path, bad).unwrap();
             check(&path, file, &expected, None).unwrap_err();
         }

@@ -27,12 +27,13 @@ impl Window {
 
     /// `segment` was asked for and is there. Returns what lies ready and will not be asked for.
     pub fn asked(&mut self, segment: SegmentName) -> Vec<SegmentName> {
-        let backwards = self
-            .asked
-            .is_some_and(|last| last.timeline() == segment.timeline() && segment < last);
+        let backwards =
+            self.asked.is_some_and(|last| last.timeline() == segment.timeline() && segment < last);
         self.asked = Some(segment);
         let follows = self.size.next(segment);
-        let until = self.next.or_else(|| self.under_way.iter().chain(&self.ready).max().map(|last| self.size.next(*last)));
+        let until = self
+            .next
+            .or_else(|| self.under_way.iter().chain(&self.ready).max().map(|last| self.size.next(*last)));
         let on_its_way = !backwards
             && until.is_some_and(|until| until.timeline() == segment.timeline() && follows <= until)
             && !(self.ready.is_empty() && self.under_way.is_empty());

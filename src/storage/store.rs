@@ -11,6 +11,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 
 use super::error::Error;
 use super::faulty::{FaultPlan, Faulty};
+use super::observed::{Observed, Observer};
 
 /// Whether the store keeps an object that is there when a second writer puts the same key "if absent".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,17 @@ impl Store {
     #[must_use]
     pub fn with_faults(&self, plan: Arc<FaultPlan>) -> Self {
         Self { inner: Arc::new(Faulty::new(Arc::clone(&self.inner), plan)), ..self.clone() }
+    }
+
+    /// This store, with `observer` told of everything asked of it.
+    #[must_use]
+    pub fn observed(&self, observer: Observer) -> Self {
+        Self { inner: Arc::new(Observed::new(Arc::clone(&self.inner), observer)), ..self.clone() }
+    }
+
+    /// The whole key of `relative`, as an observer is told it.
+    pub fn full_key(&self, relative: &str) -> String {
+        self.key(relative).to_string()
     }
 
     /// `s3://bucket/prefix`, `file:///directory`.
