@@ -81,6 +81,7 @@ fn main() {
     let deps = Deps {
         sites: vec![site],
         status: Arc::new(|| serde_json::Value::Null),
+        metrics: Arc::new(String::new),
         ready: Arc::new(|| Ok(())),
         credentials: None,
         limits: Limits::default(),

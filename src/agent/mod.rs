@@ -119,10 +119,11 @@ async fn run_with(
     let ended = loop {
         tokio::select! { biased;
             signal = signals.next() => match signal {
-                Signal::Reload => match reload() {
+                Signal::Reload => {
+                    notify_service(ServiceState::Reloading);
+                    match reload() {
                     Ok(config) => {
                         telemetry.metrics.add(&names::CONFIG_RELOADS, &[("result", "ok")], 1.0);
-                        notify_service(ServiceState::Reloading);
                         info!("the configuration is read again; it counts as soon as no base backup runs");
                         next = Some(config);
                     }
@@ -131,7 +132,9 @@ async fn run_with(
                         let hint = error.hint();
                         error!(error = causes(&error), hint, "the new configuration cannot be used; the old one stays");
                     }
-                },
+                }
+                    notify_service(ServiceState::Ready);
+                }
                 signal => {
                     info!(?signal, "stopping");
                     notify_service(ServiceState::Stopping);

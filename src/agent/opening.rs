@@ -61,6 +61,10 @@ impl Opening {
         &self.config.name
     }
 
+    pub fn telemetry(&self) -> &SiteTelemetry {
+        &self.telemetry
+    }
+
     /// The site, once its storage has been reached.
     pub fn opened(&self) -> Option<&Arc<Site>> {
         self.site.get()

@@ -206,6 +206,11 @@ impl Reporter {
         let mut compressor = Map::new();
         for opening in self.openings.iter() {
             let name = opening.name();
+            let telemetry = opening.telemetry();
+            let (state, compressed) =
+                telemetry.with_transfers(|transfers| (transfers.to_state(), transfers.to_compressor()));
+            put("transfer_agent_state", name, state);
+            compressor.insert(name.to_owned(), compressed);
             let Some(site) = opening.opened() else {
                 put("backup_sites", name, json!({ "basebackups": [] }));
                 continue;
@@ -230,10 +235,6 @@ impl Reporter {
                 let backup = json!({ "latest_activity": z_time(activity), "running": true });
                 put("pg_basebackups", name, backup);
             }
-            let (state, compressed) =
-                site.telemetry.with_transfers(|transfers| (transfers.to_state(), transfers.to_compressor()));
-            put("transfer_agent_state", name, state);
-            compressor.insert(name.to_owned(), compressed);
         }
         let mut status: Map<String, Value> =
             top.into_iter().map(|(key, sites)| (key.to_owned(), Value::Object(sites))).collect();

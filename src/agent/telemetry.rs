@@ -13,12 +13,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::transfers::{Operation, Transfers, kind_of};
+use super::transfers::{Operation, Transfers, file_name, kind_of};
 use crate::config::{SiteConfig, StorageStatsd};
 use crate::observe::{Metrics, StatsdSocket, names, statsd_line};
 use crate::runtime::{Clock, SystemClock};
 use crate::secret::Secret;
-use crate::storage::{Answer, Asked, Observer, Store, StoreEvent};
+use crate::storage::{Answer, Asked, Observer, PROBE, Store, StoreEvent};
 
 /// Events on the way to a notifier or a storage's statsd server: some 300 bytes each, so 150 KiB in all.
 /// What comes on top while it is away is dropped, and told.
@@ -156,6 +156,9 @@ impl SiteTelemetry {
 impl Inner {
     fn seen(&self, event: &StoreEvent<'_>, base: &str) {
         let key = event.key.strip_prefix(base).unwrap_or(event.key).trim_start_matches('/');
+        if file_name(key).starts_with(PROBE) {
+            return;
+        }
         let kind = kind_of(key);
         let site = self.site.as_str();
         let (operation, transfer) = match event.asked {

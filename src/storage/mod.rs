@@ -19,4 +19,4 @@ pub use error::Error;
 pub use faulty::{Fault, FaultPlan, Faulty, Operation};
 pub use observed::{Answer, Asked, Observer, StoreEvent};
 pub use open::{Access, Options, S3Config, StorageConfig, open, open_with};
-pub use store::{ConditionalPut, Store};
+pub use store::{ConditionalPut, PROBE, Store};

@@ -30,6 +30,9 @@ pub struct Store {
     conditional_put: Arc<AtomicU8>,
 }
 
+/// How the names begin of objects that only test the store.
+pub const PROBE: &str = "pgkeep-probe-";
+
 const UNKNOWN: u8 = 0;
 const HONOURED: u8 = 1;
 const IGNORED: u8 = 2;
@@ -87,7 +90,7 @@ impl Store {
     /// `pgkeep-probe-…`.
     pub async fn probe_conditional_put(&self) -> Result<ConditionalPut, Error> {
         // A key of its own for every probe, or two agents that start together disturb each other.
-        let key = self.key(&format!("pgkeep-probe-{:016x}", rand::random::<u64>()));
+        let key = self.key(&format!("{PROBE}{:016x}", rand::random::<u64>()));
         let put = |mode| {
             let options = PutOptions { mode, ..PutOptions::default() };
             self.inner.put_opts(&key, PutPayload::from_static(b"pgkeep"), options)
@@ -125,7 +128,7 @@ impl Store {
 
     /// Proves with one cheap request that the bucket or root directory is there and may be listed.
     pub async fn check_reachable(&self) -> Result<(), Error> {
-        self.confirm(&self.key("pgkeep-probe-none")).await
+        self.confirm(&self.key(&format!("{PROBE}none"))).await
     }
 
     /// Whether `NotFound` for `key` can be believed. S3 gives the same answer for a missing object and
