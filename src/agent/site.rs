@@ -675,8 +675,8 @@ async fn prune(site: &Site) -> Result<(), repository::Error> {
     let now = SystemClock.now();
     let plan = retention::plan(&catalog, &policy(&site.config), now);
     let report = retention::apply(&site.repository, &plan, now).await?;
-    let removed = float(u64::try_from(report.backup_count).unwrap_or(u64::MAX));
-    site.telemetry.metrics().add(&names::PRUNED, &[("site", &site.config.name)], removed);
+    let labels = [("site", site.config.name.as_str())];
+    site.telemetry.metrics().add(&names::PRUNED, &labels, float(report.backup_count));
     info!(
         site = site.config.name,
         backups = report.backup_count,

@@ -378,13 +378,14 @@ pub async fn pass_lines(
     loop {
         tokio::select! { biased;
             () = cancel.cancelled() => return Ok(()),
-            line = lines.recv() => match line {
-                Some(line) => socket.send(&line).await,
-                None => {
+            line = lines.recv() => {
+                if let Some(line) = line {
+                    socket.send(&line).await;
+                } else {
                     cancel.cancelled().await;
                     return Ok(());
                 }
-            },
+            }
         }
     }
 }

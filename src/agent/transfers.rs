@@ -70,8 +70,10 @@ fn timestamp<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option
 /// What compression made of one kind of object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Compressed {
-    pub original_data: u64,
-    pub compressed_data: u64,
+    #[serde(rename = "original_data")]
+    pub original: u64,
+    #[serde(rename = "compressed_data")]
+    pub stored: u64,
     pub count: u64,
 }
 
@@ -123,8 +125,8 @@ impl Transfers {
 
     pub fn compressed(&mut self, kind: &str, original: u64, compressed: u64) {
         let there = self.compressed.entry(kind.to_owned()).or_default();
-        there.original_data += original;
-        there.compressed_data += compressed;
+        there.original += original;
+        there.stored += compressed;
         there.count += 1;
     }
 

@@ -99,8 +99,8 @@ pub enum Algorithm {
 pub struct RawSite {
     /// false: nothing is streamed, backed up or pruned; WAL is still served and taken over HTTP (default true).
     pub active: Option<bool>,
-    /// Where WAL comes from: pg_receivexlog (default) or walreceiver, streamed over the replication protocol;
-    /// archive_command, pushed by PostgreSQL; basic or standalone_hot_backup, not archived: base backups
+    /// Where WAL comes from: `pg_receivexlog` (default) or `walreceiver`, streamed over the replication protocol;
+    /// `archive_command`, pushed by PostgreSQL; `basic` or `standalone_hot_backup`, not archived: base backups
     /// bring the WAL they need. With any other value nothing is started.
     pub active_backup_mode: Option<String>,
     /// The cluster's servers: connection keywords, connection strings or URIs.

@@ -30,7 +30,7 @@ impl Config {
                 },
             })),
             "pushgateway": reporting.pushgateway.as_ref().map(|push| json!({
-                "endpoint": push.endpoint, "job": push.job, "instance": push.instance, "tags": push.tags,
+                "endpoint": without_userinfo(&push.endpoint), "job": push.job, "instance": push.instance, "tags": push.tags,
             })),
             "prometheus": reporting.prometheus.as_ref().map(|tags| json!({ "tags": tags })),
             "graceful_shutdown_upload_timeout": reporting.stop_grace.map(|grace| grace.as_secs_f64()),
@@ -81,4 +81,16 @@ fn shown_node(node: &NodeConfig, site: &SiteConfig) -> Value {
         "connection_string": without_passwords(node.conninfo.reveal()),
         "slot": node.slot.as_ref().unwrap_or(&site.slot),
     })
+}
+
+/// A URL without the user and password that may stand in it.
+fn without_userinfo(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            format!("{scheme}://{host}{path}")
+        }
+        None => "***".to_owned(),
+    }
 }

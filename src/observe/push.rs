@@ -4,6 +4,7 @@
 //! a gateway that is slow or away holds nobody up.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -107,7 +108,7 @@ fn encoded(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             part.push(char::from(byte));
         } else {
-            part.push_str(&format!("%{byte:02X}"));
+            let _ = write!(part, "%{byte:02X}");
         }
     }
     part

@@ -11,6 +11,7 @@ use super::store::Store;
 use crate::secret::Secret;
 
 /// Where objects are kept.
+#[expect(clippy::large_enum_variant, reason = "there is one per site, made once")]
 #[derive(Clone, Debug)]
 pub enum StorageConfig {
     Local { directory: PathBuf },

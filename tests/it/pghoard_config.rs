@@ -411,6 +411,8 @@ fn sighup_reads_the_new_file() {
         crate::http::get(agent.address(), "/metrics").is_ok_and(|answer| answer.text().contains("pghoard_"))
     });
     wait_for("the new level counts, and what is odd is told", || {
+        // Refused, which is a debug line.
+        let _ = crate::http::get(agent.address(), "/nonsense");
         agent.log().contains("DEBUG") && agent.log().contains("http_prot: unknown key")
     });
     // Counters have gone on.
