@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
-pub use nodes::NodesError;
+pub use nodes::{NodesError, current_segment};
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;
 

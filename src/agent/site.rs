@@ -143,6 +143,8 @@ impl Site {
         let settings = RepositorySettings {
             compression: config.compression,
             level: config.compression_level,
+            hash_algorithm: config.hash_algorithm,
+            keys: site.keys.clone(),
             host: host.clone(),
             part_size: part_size(config.memory_limit),
         };

@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 
-use super::tar_stream::{TarEntry, TarKind};
 use crate::catalog::{EntryKind, EntryPath, Extent, FileEntry};
+use crate::codec::{TarEntry, TarKind};
 use crate::repository::FrameRef;
 
 /// Raw bytes in a full frame.

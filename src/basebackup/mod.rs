@@ -5,11 +5,9 @@ mod framing;
 mod manifest_check;
 mod run;
 mod schedule;
-mod tar_stream;
 
 pub use error::Error;
 pub use framing::{FRAME_SIZE, Framer, RawFrame};
 pub use manifest_check::{ManifestCheck, ManifestError};
 pub use run::{Ends, Request, take};
 pub use schedule::Schedule;
-pub use tar_stream::{TarEntry, TarError, TarEvent, TarKind, TarStream};

@@ -18,11 +18,11 @@ use tracing::{info, warn};
 use super::error::Error;
 use super::framing::{Framer, RawFrame};
 use super::manifest_check::ManifestCheck;
-use super::tar_stream::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::catalog::{
-    BackupFrom, BackupRecord, EntryPath, FileListRecord, FileListWriter, PackUse, RECORD_FORMAT,
-    TablespaceRecord,
+    BackupFrom, BackupRecord, ENCRYPTED_RECORD_FORMAT, EntryPath, FileListRecord, FileListWriter, PackUse,
+    RECORD_FORMAT, TablespaceRecord, WrappedKey, new_backup_key,
 };
+use crate::codec::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::observe::Progress;
 use crate::postgres::{
     BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,
@@ -30,7 +30,7 @@ use crate::postgres::{
 };
 use crate::repository::{
     BackupName, BackupPart, EncodedFrame, Facts, FrameEncoder, FrameRef, ObjectName, PackId, PackWriter,
-    Repository,
+    Repository, SealingKey,
 };
 use crate::runtime::Clock;
 
@@ -74,10 +74,12 @@ where
     let Ends { connection, identity, repository } = ends;
     let name = claim(repository, request, clock).await?;
     let start_time = clock.now();
-    info!(backup = %name, "starting base backup");
+    let key = repository.settings().keys.writing();
+    let mut sealing = key.map(|key| new_backup_key(name, key));
+    info!(backup = %name, key = key.map(|key| key.id().as_str()), "starting base backup");
     let result = tokio::select! { biased;
         () = cancel.cancelled() => Err(Error::Cancelled),
-        result = collect(connection, repository, request, name, progress) => result,
+        result = collect(connection, repository, request, name, sealing.as_mut(), progress) => result,
     };
     let collected = match result {
         Ok(collected) => collected,
@@ -97,8 +99,12 @@ where
         give_up(repository, name).await;
         return Err(error);
     }
-    let record = collected.into_record(name, &identity, request, start_time, stop_time);
-    publish(repository, &record).await?;
+    let mut record = collected.into_record(name, &identity, request, start_time, stop_time);
+    if let (Some(key), Some(sealing)) = (key, &sealing) {
+        record.format = ENCRYPTED_RECORD_FORMAT;
+        record.keys = vec![WrappedKey::of(name, key, sealing)];
+    }
+    publish(repository, &record, sealing.as_ref()).await?;
     info!(backup = %name, plaintext = record.plaintext_bytes, stored = record.stored_bytes, "base backup stored");
     Ok(record)
 }
@@ -153,6 +159,8 @@ impl Collected {
             files: self.files,
             manifest_digest: None,
             checksum_failures: self.checksum_failures,
+            keys: Vec::new(),
+            proof: None,
         }
     }
 }
@@ -194,9 +202,14 @@ async fn give_up(repository: &Repository, name: BackupName) {
 
 /// Stores the record, then makes sure that no sweep has begun meanwhile: a sweep removes the claim first
 /// and looks for the record after that, so one of the two always notices the other.
-async fn publish(repository: &Repository, record: &BackupRecord) -> Result<(), Error> {
+async fn publish(
+    repository: &Repository,
+    record: &BackupRecord,
+    sealing: Option<&SealingKey>,
+) -> Result<(), Error> {
     let name = |part| ObjectName::Backup { backup: record.name, part };
-    repository.put(name(BackupPart::Record), record.encode().into(), Facts::default()).await?;
+    let json = sealing.map_or_else(|| record.encode(), |key| record.encode_proven(key));
+    repository.put(name(BackupPart::Record), json.into(), Facts::default()).await?;
     match repository.head(name(BackupPart::Started)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => {
@@ -216,6 +229,7 @@ async fn collect(
     repository: &Repository,
     request: &Request,
     name: BackupName,
+    sealing: Option<&mut SealingKey>,
     progress: &Progress,
 ) -> Result<Collected, Error> {
     progress.phase("waiting for the checkpoint");
@@ -224,7 +238,7 @@ async fn collect(
     progress.phase("backing up");
     progress.set_total(total << 10);
 
-    let mut sink = Sink::new(repository, name, request.parallelism);
+    let mut sink = Sink::new(repository, name, request.parallelism, sealing);
     let mut reader = StreamReader::default();
     let finished = loop {
         match connection.next_backup().await? {
@@ -391,16 +405,23 @@ struct Sink<'a> {
     finishing: tokio::task::JoinSet<Result<PackUse, crate::repository::Error>>,
     packs: Vec<PackUse>,
     list: FileListWriter,
+    /// The backup's own key, when it is encrypted.
+    sealing: Option<&'a mut SealingKey>,
 }
 
 struct OpenPack {
     number: u32,
     writer: PackWriter,
-    length: u64,
 }
 
 impl<'a> Sink<'a> {
-    fn new(repository: &'a Repository, name: BackupName, parallelism: usize) -> Self {
+    fn new(
+        repository: &'a Repository,
+        name: BackupName,
+        parallelism: usize,
+        mut sealing: Option<&'a mut SealingKey>,
+    ) -> Self {
+        let list_sealer = sealing.as_mut().map(|key| key.list());
         Self {
             repository,
             name,
@@ -412,7 +433,8 @@ impl<'a> Sink<'a> {
             pack: None,
             finishing: tokio::task::JoinSet::new(),
             packs: Vec::new(),
-            list: FileListWriter::new(repository, name, Facts::default()),
+            list: FileListWriter::new(repository, name, Facts::default(), list_sealer),
+            sealing,
         }
     }
 
@@ -447,18 +469,18 @@ impl<'a> Sink<'a> {
             Some(pack) => pack,
             None => self.next_pack()?,
         };
+        let offset = pack.writer.length();
+        pack.writer.append(frame.stored).await?;
         let frame_ref = FrameRef {
             pack: PackId { backup: self.name, number: pack.number },
-            offset: pack.length,
-            stored_length: u32::try_from(frame.stored.len()).unwrap_or(u32::MAX),
+            offset,
+            stored_length: u32::try_from(pack.writer.length() - offset).unwrap_or(u32::MAX),
             raw_length: frame.raw_length,
             compression: frame.compression,
             digest: frame.digest,
         };
-        pack.length += frame.stored.len() as u64;
-        pack.writer.append(frame.stored).await?;
         self.framer.place(frame_ref);
-        if pack.length >= PACK_SIZE {
+        if pack.writer.length() >= PACK_SIZE {
             self.finish_pack(pack).await?;
         } else {
             self.pack = Some(pack);
@@ -471,23 +493,25 @@ impl<'a> Sink<'a> {
         FrameEncoder::new(settings.compression, settings.level)
     }
 
-    fn next_pack(&self) -> Result<OpenPack, Error> {
+    fn next_pack(&mut self) -> Result<OpenPack, Error> {
         let number = self.packs.len() + self.finishing.len() + 1;
         let number = u32::try_from(number).map_err(|_| Error::Bug("too many packs"))?;
         let part = BackupPart::Pack(number);
-        let writer = self.repository.pack_writer(ObjectName::Backup { backup: self.name, part });
-        Ok(OpenPack { number, writer, length: 0 })
+        let sealer = self.sealing.as_mut().map(|key| key.pack(number));
+        let writer = self.repository.pack_writer(ObjectName::Backup { backup: self.name, part }, sealer);
+        Ok(OpenPack { number, writer })
     }
 
     async fn finish_pack(&mut self, pack: OpenPack) -> Result<(), Error> {
         while !self.finishing.is_empty() {
             self.pack_finished().await?;
         }
-        let OpenPack { number, writer, length } = pack;
+        let OpenPack { number, writer } = pack;
+        let stored_length = writer.length();
         let backup = self.name;
         self.finishing.spawn(async move {
             writer.finish().await?;
-            Ok(PackUse { backup, number, stored_length: length })
+            Ok(PackUse { backup, number, stored_length })
         });
         Ok(())
     }

@@ -3,16 +3,23 @@
 //! Pure. It is stored last, after the backup's data and after the WAL up to its end, and read by
 //! everything that lists, prunes or restores. JSON, with a `format` number: readers skip keys they do not
 //! know and refuse a higher format, so that an older program never prunes what it does not understand.
+//!
+//! The record of an encrypted backup has format 2 and is in clear text, too: listing and pruning need no
+//! private key. It holds the wrapped keys, and a second line that proves the first to the owner of the key.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Digest;
+use super::backup_keys::WrappedKey;
+use crate::codec::{Digest, SealingKey};
 use crate::postgres::{Lsn, SegmentSize, TimelineId};
 use crate::repository::{BackupName, Stored};
 
-/// The format this program writes, and the highest it reads.
+/// The format of a backup that is not encrypted.
 pub const RECORD_FORMAT: u32 = 1;
+
+/// The format of an encrypted one, and the highest that is read.
+pub const ENCRYPTED_RECORD_FORMAT: u32 = 2;
 
 /// Everything that list, prune and a restore plan want to know about one base backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +69,34 @@ pub struct BackupRecord {
     /// What the server said about page checksums that failed; none means it found nothing wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum_failures: Option<String>,
+    /// Of the encrypted backups whose packs this one uses, itself among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<WrappedKey>,
+    /// What stands behind the record of an encrypted backup.
+    #[serde(skip)]
+    pub proof: Option<RecordProof>,
+}
+
+/// The proof that the owner of a backup's key wrote its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordProof {
+    /// Of the record's line, as it was read.
+    digest: Digest,
+    pub(super) code: [u8; 32],
+}
+
+impl RecordProof {
+    /// What is proven.
+    pub(super) const fn content(&self) -> [u8; 32] {
+        *self.digest.as_bytes()
+    }
+}
+
+/// The second line of an encrypted backup's record.
+#[derive(Serialize, Deserialize)]
+struct ProofLine {
+    /// HMAC-SHA-256 of the first line's BLAKE3 digest; as a digest it is printed.
+    proof: Digest,
 }
 
 /// The role of the server that was copied.
@@ -113,7 +148,7 @@ impl From<&Stored> for FileListRecord {
 /// A record that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    #[error("record has format {0}, this version of pgkeep reads up to {RECORD_FORMAT}")]
+    #[error("record has format {0}, this version of pgkeep reads up to {ENCRYPTED_RECORD_FORMAT}")]
     NewerFormat(u32),
     #[error("record is not what pgkeep writes")]
     Syntax(#[from] serde_json::Error),
@@ -142,17 +177,37 @@ impl BackupRecord {
         json
     }
 
+    /// The plaintext of an encrypted backup's record: the same, and its proof on a second line.
+    #[expect(clippy::missing_panics_doc, reason = "no value of a record is beyond JSON")]
+    pub fn encode_proven(&self, key: &SealingKey) -> Vec<u8> {
+        let mut json = self.encode();
+        let line = &json[..json.len() - 1];
+        let proof = Digest::new(key.prove(Digest::of(line).as_bytes()));
+        serde_json::to_writer(&mut json, &ProofLine { proof }).expect("a digest is text");
+        json.push(b'\n');
+        json
+    }
+
     /// Reads the record stored for the backup called `name`.
     pub fn decode(name: BackupName, json: &[u8]) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
+        let line_end = json.iter().position(|byte| *byte == b'\n').unwrap_or(json.len());
+        let (json, rest) = json.split_at(line_end);
         let Format { format } = serde_json::from_slice(json)?;
-        if format > RECORD_FORMAT {
+        if format > ENCRYPTED_RECORD_FORMAT {
             return Err(RecordError::NewerFormat(format));
         }
-        let record: Self = serde_json::from_slice(json)?;
+        let mut record: Self = serde_json::from_slice(json)?;
+        if format == ENCRYPTED_RECORD_FORMAT {
+            let ProofLine { proof } = serde_json::from_slice(rest)?;
+            record.proof = Some(RecordProof { digest: Digest::of(json), code: *proof.as_bytes() });
+        }
+        if record.key_id().is_some() != (format == ENCRYPTED_RECORD_FORMAT) {
+            return Err(RecordError::Inconsistent("its format and its keys do not go together"));
+        }
         if record.name != name {
             return Err(RecordError::OtherBackup(record.name));
         }
@@ -166,6 +221,11 @@ impl BackupRecord {
             return Err(RecordError::Inconsistent("it uses a pack of a later backup"));
         }
         Ok(record)
+    }
+
+    /// The RSA key that opens the backup; none when it is not encrypted.
+    pub fn key_id(&self) -> Option<&str> {
+        self.keys.iter().find(|key| key.backup == self.name).map(|key| key.key_id.as_str())
     }
 
     /// Whether the server found pages with wrong checksums in what it sent.
@@ -220,6 +280,8 @@ pub(crate) mod example {
             files: FileListRecord { plaintext_length: 30, stored_length: 10, digest: Digest::of(b"") },
             manifest_digest: None,
             checksum_failures: None,
+            keys: Vec::new(),
+            proof: None,
         }
     }
 }
@@ -269,8 +331,8 @@ mod tests {
 
     #[test]
     fn refuses_a_newer_format_before_it_looks_at_the_rest() {
-        let error = BackupRecord::decode(record().name, b"{\"format\": 2, \"name\": 7}").unwrap_err();
-        assert!(matches!(error, RecordError::NewerFormat(2)));
+        let error = BackupRecord::decode(record().name, b"{\"format\": 3, \"name\": 7}").unwrap_err();
+        assert!(matches!(error, RecordError::NewerFormat(3)));
         assert!(error.hint().is_some());
     }
 

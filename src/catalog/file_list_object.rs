@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::backup::FileListRecord;
 use super::file_list::{FileEntry, FileListDecoder, FileListEncoder, FileListError};
-use crate::codec::Hasher;
+use crate::codec::{Hasher, OpeningKey, StreamSealer};
 use crate::repository::{
     self, BackupName, BackupPart, Facts, ObjectName, ObjectReader, ObjectWriter, Repository, Stored,
 };
@@ -51,11 +51,20 @@ pub struct FileListWriter {
 }
 
 impl FileListWriter {
-    /// Begins the list of `backup`.
-    pub fn new(repository: &Repository, backup: BackupName, facts: Facts) -> Self {
+    /// Begins the list of `backup`, sealed if that is encrypted.
+    pub fn new(
+        repository: &Repository,
+        backup: BackupName,
+        facts: Facts,
+        sealer: Option<StreamSealer>,
+    ) -> Self {
         let mut lines = Vec::with_capacity(BATCH_LENGTH);
         let encoder = FileListEncoder::new(backup, &mut lines);
-        Self { backup, encoder, lines, object: repository.writer(list_object(backup), facts) }
+        let object = match sealer {
+            Some(sealer) => repository.sealed_writer(list_object(backup), facts, sealer),
+            None => repository.writer(list_object(backup), facts),
+        };
+        Self { backup, encoder, lines, object }
     }
 
     /// Adds an entry. Refuses one that no restore could write; the list can go on without it.
@@ -100,13 +109,18 @@ pub struct FileListReader {
 }
 
 impl FileListReader {
-    /// Opens the list of `backup`, which its record describes as `expected`.
+    /// Opens the list of `backup`, which its record describes as `expected`, with the backup's key if it is
+    /// encrypted.
     pub async fn open(
         repository: &Repository,
         backup: BackupName,
         expected: FileListRecord,
+        key: Option<&OpeningKey>,
     ) -> Result<Self, FileListObjectError> {
-        let object = repository.read(list_object(backup)).await?;
+        let object = match key {
+            Some(key) => repository.read_sealed(list_object(backup), key.list()).await?,
+            None => repository.read(list_object(backup)).await?,
+        };
         let decoder = Some(FileListDecoder::new(backup));
         Ok(Self { backup, expected, hasher: Hasher::new(), decoder, verified: false, object })
     }
@@ -161,7 +175,7 @@ mod tests {
     }
 
     async fn write(repository: &Repository, count: usize) -> FileListRecord {
-        let mut writer = FileListWriter::new(repository, backup(), Facts::default());
+        let mut writer = FileListWriter::new(repository, backup(), Facts::default(), None);
         for number in 0..count {
             writer.add(&directory(number)).await.unwrap();
         }
@@ -169,7 +183,7 @@ mod tests {
     }
 
     async fn read(repository: &Repository, expected: FileListRecord) -> Result<usize, FileListObjectError> {
-        let mut reader = FileListReader::open(repository, backup(), expected).await?;
+        let mut reader = FileListReader::open(repository, backup(), expected, None).await?;
         let mut count = 0;
         while let Some(entry) = reader.next().await? {
             assert_eq!(entry, directory(count));
@@ -207,7 +221,7 @@ mod tests {
         let repository = repository();
         let expected = write(&repository, 10).await;
         let other = FileListRecord { plaintext_length: 1, ..expected };
-        let mut reader = FileListReader::open(&repository, backup(), other).await.unwrap();
+        let mut reader = FileListReader::open(&repository, backup(), other, None).await.unwrap();
         for _ in 0..10 {
             assert!(reader.next().await.unwrap().is_some());
         }

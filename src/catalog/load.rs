@@ -158,7 +158,11 @@ async fn load_histories(repository: &Repository) -> Result<Histories, Error> {
     let mut files = stream::iter(timelines)
         .map(|timeline| async move {
             let name = ObjectName::Wal(WalFileName::History(timeline));
-            readable(repository.get(name, MAX_HISTORY_LENGTH).await).map(|text| (timeline, text))
+            let text = match repository.get(name, MAX_HISTORY_LENGTH).await {
+                Err(error) if error.is_locked() => repository.outline(name, error).await,
+                read => read,
+            };
+            readable(text).map(|text| (timeline, text))
         })
         .buffered(PARALLEL_READS);
     let mut histories = Histories::new();
@@ -220,7 +224,11 @@ async fn identify_wal(
 /// The first bytes of an object, as many as the header of a segment takes. They are not verified by its
 /// digest, which would mean to read all of it; the header itself is checked.
 async fn read_start(repository: &Repository, name: ObjectName) -> Result<Vec<u8>, Error> {
-    let mut reader = repository.read(name).await?;
+    let mut reader = match repository.read(name).await {
+        Ok(reader) => reader,
+        Err(error) if error.is_locked() => return Ok(repository.outline(name, error).await?.into()),
+        Err(error) => return Err(error),
+    };
     let mut start = Vec::new();
     while start.len() < LONG_HEADER_BYTES {
         let Some(chunk) = reader.next().await? else { break };
@@ -235,9 +243,12 @@ fn readable<T>(read: Result<T, Error>) -> Result<Option<Result<T, String>>, Erro
     match read {
         Ok(content) => Ok(Some(Ok(content))),
         Err(Error::NotFound(_)) => Ok(None),
-        Err(error @ (Error::Damaged { .. } | Error::TooLarge { .. } | Error::Unsupported { .. })) => {
-            Ok(Some(Err(error.to_string())))
-        }
+        Err(
+            error @ (Error::Damaged { .. }
+            | Error::TooLarge { .. }
+            | Error::Locked { .. }
+            | Error::Unsupported { .. }),
+        ) => Ok(Some(Err(error.to_string()))),
         Err(error) => Err(error),
     }
 }

@@ -1,6 +1,7 @@
 //! What the repository holds, as values.
 
 mod backup;
+mod backup_keys;
 mod file_list;
 mod file_list_object;
 mod histories;
@@ -10,8 +11,10 @@ mod snapshot;
 mod wal_range;
 
 pub use backup::{
-    BackupFrom, BackupRecord, FileListRecord, PackUse, RECORD_FORMAT, RecordError, TablespaceRecord,
+    BackupFrom, BackupRecord, ENCRYPTED_RECORD_FORMAT, FileListRecord, PackUse, RECORD_FORMAT, RecordError,
+    RecordProof, TablespaceRecord,
 };
+pub use backup_keys::{BackupKeyError, BackupKeys, WrappedKey, new_backup_key};
 pub use file_list::{
     EntryKind, EntryPath, Extent, FILE_LIST_FORMAT, FileEntry, FileListDecoder, FileListEncoder,
     FileListError, MAX_LINE_LENGTH,

@@ -79,6 +79,8 @@ impl Context {
         let settings = Settings {
             compression: config.compression,
             level: config.compression_level,
+            hash_algorithm: config.hash_algorithm,
+            keys: site.keys.clone(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             ..Settings::default()
         };

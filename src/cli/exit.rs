@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::agent_client::AgentError;
 use crate::agent::{self, SiteError};
-use crate::catalog::FileListObjectError;
+use crate::catalog::{BackupKeyError, FileListObjectError};
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::{self, WalFileName};
@@ -132,7 +132,11 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
             }
             restore::Error::Repository(error)
             | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
-            restore::Error::FileList(_) => Exit::CorruptData,
+            restore::Error::FileList(_) | restore::Error::Keys(BackupKeyError::Altered(_)) => {
+                Exit::CorruptData
+            }
+            // The right key belongs into the configuration.
+            restore::Error::Keys(_) => Exit::Configuration,
             _ => Exit::Failure,
         };
         return meaning(exit, error.hint());
@@ -184,6 +188,8 @@ fn exit_of_repository(error: &repository::Error) -> Exit {
     use repository::Error;
     match error {
         Error::Damaged { .. } => Exit::CorruptData,
+        // The key belongs into the configuration.
+        Error::Locked { .. } => Exit::Configuration,
         Error::Transient { cause, .. } | Error::Permanent { cause, .. } => exit_of_storage(cause),
         // What a missing object means depends on which one it is; the command knows and says so.
         Error::NotFound(_) | Error::Conflict { .. } | Error::TooLarge { .. } | Error::Unsupported { .. } => {

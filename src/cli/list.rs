@@ -43,6 +43,10 @@ fn row(record: &BackupRecord) -> [String; 10] {
         let space = if note.is_empty() { "" } else { " " };
         note = format!("CHECKSUM FAILURES{space}{note}");
     }
+    if let Some(key) = record.key_id() {
+        let space = if note.is_empty() { "" } else { " " };
+        note = format!("key {key}{space}{note}");
+    }
     let version = record.server_version_num;
     [
         record.name.to_string(),

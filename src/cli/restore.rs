@@ -181,19 +181,10 @@ async fn restore(
         return show(context, &plan, &directory, &tablespaces, &recovery);
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
-    let work = Work {
-        record: &plan.backup,
-        directory: directory.clone(),
-        tablespaces,
-        parallelism: site.parallelism,
-        durable: !args.no_sync,
-    };
-    let restored =
-        interruptible(&cancel, restore::restore_files(&site.repository, &work, &progress, &cancel)).await;
+    let order = Order { directory: &directory, tablespaces, recovery: &recovery, durable: !args.no_sync };
+    let restored = interruptible(&cancel, carry_out(&site, &plan, order, &progress, &cancel)).await;
     progress.finish();
     restored?;
-    recovery.write(&directory)?;
-    restore::finish(&directory)?;
     let reach = reach_text(&plan);
     if context.json() {
         return render::json(&as_json(&plan, &directory, "restored"));
@@ -203,6 +194,36 @@ async fn restore(
         plan.backup.name,
         directory.display()
     ))
+}
+
+/// Where a planned restore goes, and how the server recovers there.
+pub struct Order<'a> {
+    pub directory: &'a Path,
+    pub tablespaces: Vec<TablespaceTarget>,
+    pub recovery: &'a Recovery,
+    /// Flush everything to disk before the restore counts as done.
+    pub durable: bool,
+}
+
+/// Carries a plan out, up to the moment from which PostgreSQL can start.
+pub async fn carry_out(
+    site: &Site,
+    plan: &RestorePlan,
+    order: Order<'_>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    let work = Work {
+        record: &plan.backup,
+        directory: order.directory.to_owned(),
+        tablespaces: order.tablespaces,
+        parallelism: site.parallelism,
+        durable: order.durable,
+    };
+    restore::restore_files(&site.repository, &work, progress, cancel).await?;
+    order.recovery.write(order.directory)?;
+    restore::finish(order.directory)?;
+    Ok(())
 }
 
 /// Where each tablespace outside the data directory goes, checked before anything is written.

@@ -5,10 +5,11 @@
 
 use super::compress::Compression;
 use super::decompress::Decompressor;
-use super::digest::{Digest, Hasher};
+use super::digest::{Digest, Hasher, NamedHash, NamedHasher};
 use super::encoder::Summary;
 use super::envelope::{EnvelopeError, Opener};
 use super::keys::PrivateKey;
+use super::seal::{SealError, StreamOpener};
 
 /// What the decoded bytes must turn out to be, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Error {
     Dictionary { compression: Compression, limit: u64 },
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error("the {0} data ends too early")]
     Truncated(Compression),
     #[error("it decodes to {actual} bytes instead of {expected}")]
@@ -34,20 +37,28 @@ pub enum Error {
     TooLong { expected: u64 },
     #[error("it decodes to other content: digest {actual} instead of {expected}")]
     Content { expected: Digest, actual: Digest },
+    #[error("it decodes to other content: {} {actual} instead of {expected}", expected.algorithm().name())]
+    Hash { expected: NamedHash, actual: NamedHash },
 }
 
 /// Turns the stored bytes of one object, in chunks of any size, back into verified plaintext.
 pub struct Decoder {
     hasher: Hasher,
+    named: Option<(NamedHash, NamedHasher)>,
     expected: Expected,
     stored_length: u64,
     opening: Option<Box<Opening>>,
     decompressor: Decompressor,
 }
 
+enum AnyOpener {
+    Envelope(Opener),
+    Stream(StreamOpener),
+}
+
 /// An encrypted object and what has been decrypted of it, but not decompressed.
 struct Opening {
-    opener: Opener,
+    opener: AnyOpener,
     content: Vec<u8>,
     taken: usize,
 }
@@ -67,14 +78,31 @@ impl Decoder {
 
     fn of(compression: Option<Compression>, expected: Expected) -> Self {
         let decompressor = Decompressor::new(compression);
-        Self { hasher: Hasher::new(), expected, stored_length: 0, opening: None, decompressor }
+        Self { hasher: Hasher::new(), named: None, expected, stored_length: 0, opening: None, decompressor }
     }
 
-    /// Has the stored bytes decrypted before they are decompressed: with the key that the object names,
-    /// or whichever of all keys opens it. Call it before the first push.
+    /// Has the stored bytes taken out of PGHoard's envelope: with the key that the object names, or whichever
+    /// of all keys opens it. Call it before the first push.
     #[must_use]
-    pub fn encrypted<'a>(mut self, keys: impl IntoIterator<Item = &'a PrivateKey>) -> Self {
-        self.opening = Some(Box::new(Opening { opener: Opener::new(keys), content: Vec::new(), taken: 0 }));
+    pub fn encrypted<'a>(self, keys: impl IntoIterator<Item = &'a PrivateKey>) -> Self {
+        self.with_opener(AnyOpener::Envelope(Opener::new(keys)))
+    }
+
+    /// Has the stored bytes opened with a backup's own key. Call it before the first push.
+    #[must_use]
+    pub fn sealed(self, opener: StreamOpener) -> Self {
+        self.with_opener(AnyOpener::Stream(opener))
+    }
+
+    fn with_opener(mut self, opener: AnyOpener) -> Self {
+        self.opening = Some(Box::new(Opening { opener, content: Vec::new(), taken: 0 }));
+        self
+    }
+
+    /// Has the plaintext compared with a hash of PGHoard's as well. Call it before the first push.
+    #[must_use]
+    pub fn hashed(mut self, expected: NamedHash) -> Self {
+        self.named = Some((expected, NamedHasher::new(expected.algorithm())));
         self
     }
 
@@ -90,6 +118,9 @@ impl Decoder {
         }
         self.stored_length += (length - input.len()) as u64;
         self.hasher.update(&plaintext[before..]);
+        if let Some((_, named)) = &mut self.named {
+            named.update(&plaintext[before..]);
+        }
         match self.expected.length {
             Some(expected) if self.hasher.length() > expected => Err(Error::TooLong { expected }),
             _ => Ok(()),
@@ -105,7 +136,10 @@ impl Decoder {
     /// Ends the object. Only now is everything that [`Decoder::push`] gave known to be what was stored.
     pub fn finish(mut self) -> Result<Summary, Error> {
         if let Some(opening) = self.opening {
-            opening.opener.finish()?;
+            match opening.opener {
+                AnyOpener::Envelope(opener) => opener.finish()?,
+                AnyOpener::Stream(opener) => opener.finish()?,
+            }
         }
         self.decompressor.finish()?;
         let actual = self.hasher.length();
@@ -120,7 +154,15 @@ impl Decoder {
         {
             return Err(Error::Content { expected, actual: digest });
         }
-        Ok(Summary { plaintext_length: actual, stored_length: self.stored_length, digest })
+        let hash = match self.named {
+            None => None,
+            Some((expected, named)) => match named.finish() {
+                actual if actual != expected => return Err(Error::Hash { expected, actual }),
+                actual => Some(actual),
+            },
+        };
+        let stored_length = self.stored_length;
+        Ok(Summary { plaintext_length: actual, stored_length, digest, hash, stored_digest: None })
     }
 }
 
@@ -152,7 +194,10 @@ impl Opening {
             // The decompressor had room, so it has taken everything.
             self.content.clear();
             self.taken = 0;
-            self.opener.push(now, &mut self.content)?;
+            match &mut self.opener {
+                AnyOpener::Envelope(opener) => opener.push(now, &mut self.content)?,
+                AnyOpener::Stream(opener) => opener.push(now, &mut self.content)?,
+            }
             *input = later;
         }
     }

@@ -1,6 +1,7 @@
-//! The digest of our own data.
+//! The digest of our own data, and the hashes that PGHoard keeps beside WAL.
 //!
-//! Pure. BLAKE3, because SHA-256 without instructions of its own is slower than the compressor behind it.
+//! Pure. Ours is BLAKE3, because SHA-256 without instructions of its own is slower than the compressor
+//! behind it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -65,6 +66,113 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// The algorithms of PGHoard's `hash_algorithm` that this program knows, under their Python names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    #[default]
+    Sha1,
+    Sha224,
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+impl HashAlgorithm {
+    const ALL: [Self; 5] = [Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha224 => "sha224",
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// The algorithm of this name; none when it is not known.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    fn implementation(self) -> &'static aws_lc_rs::digest::Algorithm {
+        use aws_lc_rs::digest;
+        match self {
+            // Against accidents, not against attackers: what it protects, the envelope protects better.
+            Self::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
+            Self::Sha224 => &digest::SHA224,
+            Self::Sha256 => &digest::SHA256,
+            Self::Sha384 => &digest::SHA384,
+            Self::Sha512 => &digest::SHA512,
+        }
+    }
+}
+
+/// A hash together with its algorithm.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct NamedHash {
+    algorithm: HashAlgorithm,
+    /// The longest has 64 bytes; behind a shorter one are zeros.
+    bytes: [u8; 64],
+}
+
+impl NamedHash {
+    /// Reads what PGHoard's metadata says; none when it cannot be understood.
+    pub fn parse(algorithm: &str, hex: &str) -> Option<Self> {
+        let algorithm = HashAlgorithm::of_name(algorithm)?;
+        let is_hex = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if hex.len() != algorithm.implementation().output_len() * 2 || !is_hex {
+            return None;
+        }
+        let mut bytes = [0; 64];
+        for (at, byte) in bytes.iter_mut().enumerate().take(hex.len() / 2) {
+            *byte = u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).ok()?;
+        }
+        Some(Self { algorithm, bytes })
+    }
+
+    pub const fn algorithm(self) -> HashAlgorithm {
+        self.algorithm
+    }
+}
+
+/// The hash in lower-case hex.
+impl fmt::Display for NamedHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let length = self.algorithm.implementation().output_len();
+        self.bytes[..length].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for NamedHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{self}", self.algorithm.name())
+    }
+}
+
+/// Hashes bytes as they pass, in the way of PGHoard.
+pub(super) struct NamedHasher {
+    algorithm: HashAlgorithm,
+    context: aws_lc_rs::digest::Context,
+}
+
+impl NamedHasher {
+    pub(super) fn new(algorithm: HashAlgorithm) -> Self {
+        Self { algorithm, context: aws_lc_rs::digest::Context::new(algorithm.implementation()) }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    pub(super) fn finish(self) -> NamedHash {
+        let digest = self.context.finish();
+        let mut bytes = [0; 64];
+        bytes[..digest.as_ref().len()].copy_from_slice(digest.as_ref());
+        NamedHash { algorithm: self.algorithm, bytes }
+    }
+}
+
 /// Counts and hashes bytes as they pass.
 #[derive(Clone, Debug)]
 pub struct Hasher {
@@ -105,6 +213,27 @@ mod tests {
         let text = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
         assert_eq!(Digest::of(b"").to_string(), text);
         assert_eq!(serde_json::to_string(&Digest::of(b"")).unwrap(), format!("\"{text}\""));
+    }
+
+    #[test]
+    fn a_named_hash_is_the_published_value_and_reads_back() {
+        // `echo -n abc | sha1sum` and its relatives.
+        for (name, hex) in [
+            ("sha1", "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            ("sha256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        ] {
+            let mut hasher = NamedHasher::new(HashAlgorithm::of_name(name).unwrap());
+            hasher.update(b"a");
+            hasher.update(b"bc");
+            let hash = hasher.finish();
+            assert_eq!(hash.to_string(), hex);
+            assert_eq!(NamedHash::parse(name, &hex.to_uppercase()), Some(hash));
+        }
+        for (name, hex) in
+            [("md5", "00"), ("sha1", "a9"), ("sha1", &"+f".repeat(20)), ("sha1", &"é".repeat(20))]
+        {
+            assert_eq!(NamedHash::parse(name, hex), None, "{name} {hex}");
+        }
     }
 
     #[test]

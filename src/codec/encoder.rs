@@ -3,9 +3,10 @@
 //! Pure.
 
 use super::compress::{Compression, Compressor};
-use super::digest::{Digest, Hasher};
+use super::digest::{Digest, HashAlgorithm, Hasher, NamedHash, NamedHasher};
 use super::envelope::Sealer;
 use super::keys::PublicKey;
+use super::seal::StreamSealer;
 
 /// What an encoder has seen and made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,20 +15,48 @@ pub struct Summary {
     pub stored_length: u64,
     /// Of the plaintext.
     pub digest: Digest,
+    /// Of the plaintext, when it was asked for.
+    pub hash: Option<NamedHash>,
+    /// Of the stored bytes of an encrypted object: no two of them are the same, so that its writer knows
+    /// it again without a key.
+    pub stored_digest: Option<Digest>,
 }
 
 /// Turns plaintext, in chunks of any size, into the stored bytes of one object.
 pub struct Encoder {
     hasher: Hasher,
+    named: Option<NamedHasher>,
     compressor: Compressor,
     sealing: Option<Box<Sealing>>,
     stored_length: u64,
 }
 
+enum AnySealer {
+    Envelope(Sealer),
+    Stream(StreamSealer),
+}
+
+impl AnySealer {
+    fn push(&mut self, content: &[u8], stored: &mut Vec<u8>) {
+        match self {
+            Self::Envelope(sealer) => sealer.push(content, stored),
+            Self::Stream(sealer) => sealer.push(content, stored),
+        }
+    }
+
+    fn finish(self, stored: &mut Vec<u8>) {
+        match self {
+            Self::Envelope(sealer) => sealer.finish(stored),
+            Self::Stream(sealer) => sealer.finish(stored),
+        }
+    }
+}
+
 /// The encryption, and what waits for it.
 struct Sealing {
-    sealer: Sealer,
+    sealer: AnySealer,
     compressed: Vec<u8>,
+    hasher: Hasher,
 }
 
 impl Encoder {
@@ -42,13 +71,30 @@ impl Encoder {
     }
 
     fn with_compressor(compressor: Compressor) -> Self {
-        Self { hasher: Hasher::new(), compressor, sealing: None, stored_length: 0 }
+        Self { hasher: Hasher::new(), named: None, compressor, sealing: None, stored_length: 0 }
     }
 
-    /// Has everything encrypted for the owner of `key`. Call it before the first push.
+    /// Has everything put into PGHoard's envelope for the owner of `key`. Call it before the first push.
     #[must_use]
-    pub fn encrypted(mut self, key: &PublicKey) -> Self {
-        self.sealing = Some(Box::new(Sealing { sealer: Sealer::new(key), compressed: Vec::new() }));
+    pub fn encrypted(self, key: &PublicKey) -> Self {
+        self.with_sealer(AnySealer::Envelope(Sealer::new(key)))
+    }
+
+    /// Has everything sealed with a backup's own key. Call it before the first push.
+    #[must_use]
+    pub fn sealed(self, sealer: StreamSealer) -> Self {
+        self.with_sealer(AnySealer::Stream(sealer))
+    }
+
+    fn with_sealer(mut self, sealer: AnySealer) -> Self {
+        self.sealing = Some(Box::new(Sealing { sealer, compressed: Vec::new(), hasher: Hasher::new() }));
+        self
+    }
+
+    /// Has the plaintext hashed by `algorithm` as well. Call it before the first push.
+    #[must_use]
+    pub fn hashed(mut self, algorithm: HashAlgorithm) -> Self {
+        self.named = Some(NamedHasher::new(algorithm));
         self
     }
 
@@ -59,12 +105,16 @@ impl Encoder {
     pub fn push(&mut self, plaintext: &[u8], stored: &mut Vec<u8>) {
         let before = stored.len();
         self.hasher.update(plaintext);
+        if let Some(named) = &mut self.named {
+            named.update(plaintext);
+        }
         match &mut self.sealing {
             None => self.compressor.push(plaintext, stored),
             Some(sealing) => {
                 self.compressor.push(plaintext, &mut sealing.compressed);
                 sealing.sealer.push(&sealing.compressed, stored);
                 sealing.compressed.clear();
+                sealing.hasher.update(&stored[before..]);
             }
         }
         self.stored_length += (stored.len() - before) as u64;
@@ -76,19 +126,26 @@ impl Encoder {
     /// When less was pushed than was announced to [`Encoder::for_length`].
     pub fn finish(mut self, stored: &mut Vec<u8>) -> Summary {
         let before = stored.len();
-        match self.sealing {
-            None => self.compressor.finish(stored),
+        let stored_digest = match self.sealing {
+            None => {
+                self.compressor.finish(stored);
+                None
+            }
             Some(mut sealing) => {
                 self.compressor.finish(&mut sealing.compressed);
                 sealing.sealer.push(&sealing.compressed, stored);
                 sealing.sealer.finish(stored);
+                sealing.hasher.update(&stored[before..]);
+                Some(sealing.hasher.digest())
             }
-        }
+        };
         self.stored_length += (stored.len() - before) as u64;
         Summary {
             plaintext_length: self.hasher.length(),
             stored_length: self.stored_length,
             digest: self.hasher.digest(),
+            hash: self.named.map(NamedHasher::finish),
+            stored_digest,
         }
     }
 }

@@ -48,20 +48,20 @@ pub enum EnvelopeError {
     NoEnvelope,
     #[error("the encrypted data ends too early")]
     Truncated,
-    #[error("{} not open it: it was encrypted for another key, or it is damaged", keys_do(.0))]
+    #[error("{}", refused(.0))]
     Refused(Vec<KeyId>),
     #[error("the encrypted data is not what was stored: its authentication code does not match")]
     Altered,
 }
 
-fn keys_do(keys: &[KeyId]) -> String {
-    match keys {
-        [] => "no private key is configured, which could".to_owned(),
-        [key] => format!("the private key `{key}` does"),
-        keys => {
-            let names: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
-            format!("the private keys {} do", names.join(", "))
-        }
+fn refused(keys: &[KeyId]) -> String {
+    let names: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+    match names.as_slice() {
+        [] => "it is encrypted, and no private key is configured".to_owned(),
+        [name] => format!(
+            "the private key {name} does not open it: it was encrypted for another key, or it is damaged"
+        ),
+        names => format!("none of the private keys {} opens it, or it is damaged", names.join(", ")),
     }
 }
 

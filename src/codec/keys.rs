@@ -133,7 +133,6 @@ impl PublicKey {
     }
 
     /// Our own way: OAEP with SHA-256; `label` must be the same when it is opened.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the packs of encrypted backups will use it"))]
     pub(super) fn wrap_labelled(&self, secret: &[u8], label: &[u8]) -> Vec<u8> {
         self.encrypt(&OAEP_SHA256_MGF1SHA256, secret, Some(label))
     }
@@ -203,7 +202,6 @@ impl PrivateKey {
 
     /// The mirror of [`PublicKey::wrap_labelled`]; nothing when this key does not open it, or the label is
     /// another.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the packs of encrypted backups will use it"))]
     pub(super) fn unwrap_labelled(&self, wrapped: &[u8], label: &[u8]) -> Option<Vec<u8>> {
         self.decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, Some(label))
     }
@@ -283,6 +281,11 @@ impl KeyRing {
         self.private.get(id).ok_or_else(|| KeyError::Missing { id: id.clone(), part: KeyPart::Private })
     }
 
+    /// All public parts.
+    pub fn publics(&self) -> impl Iterator<Item = &PublicKey> {
+        self.public.values()
+    }
+
     /// All private parts, for an object whose key's name is lost.
     pub fn privates(&self) -> impl Iterator<Item = &PrivateKey> {
         self.private.values()
@@ -302,7 +305,26 @@ impl NewKeyPair {
     /// # Panics
     /// When the system has no randomness to give.
     pub fn generate() -> Self {
-        let key = PrivateDecryptingKey::generate(KeySize::Rsa3072).expect("randomness and memory");
+        Self::of_size(KeySize::Rsa3072)
+    }
+
+    /// Makes a key pair of another length: 2048, 3072, 4096 or 8192 bits.
+    ///
+    /// # Panics
+    /// As [`Self::generate`].
+    pub fn of_bits(bits: u32) -> Option<Self> {
+        let size = match bits {
+            2048 => KeySize::Rsa2048,
+            3072 => KeySize::Rsa3072,
+            4096 => KeySize::Rsa4096,
+            8192 => KeySize::Rsa8192,
+            _ => return None,
+        };
+        Some(Self::of_size(size))
+    }
+
+    fn of_size(size: KeySize) -> Self {
+        let key = PrivateDecryptingKey::generate(size).expect("randomness and memory");
         let private: Pkcs8V1Der<'static> = key.as_der().expect("a new key can be written");
         let public: PublicKeyX509Der<'static> = key.public_key().as_der().expect("a new key can be written");
         Self {

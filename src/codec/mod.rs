@@ -18,11 +18,15 @@ mod encoder;
 mod envelope;
 mod frame;
 mod keys;
+mod seal;
+mod tar;
 
 pub use compress::{Compression, ParseCompressionError};
 pub use decoder::{Decoder, Error, Expected};
-pub use digest::{Digest, Hasher, ParseDigestError};
+pub use digest::{Digest, HashAlgorithm, Hasher, NamedHash, ParseDigestError};
 pub use encoder::{Encoder, Summary};
 pub use envelope::{EnvelopeError, Opener, Sealer, is_sealed};
 pub use frame::{EncodedFrame, FrameDecoder, FrameEncoder, FrameFacts, MAX_FRAME_LENGTH};
 pub use keys::{KeyError, KeyId, KeyPart, KeyRing, NewKeyPair, PrivateKey, PublicKey};
+pub use seal::{OpeningKey, PackSealer, SEAL_LENGTH, SealError, SealingKey, StreamOpener, StreamSealer};
+pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarStream};

@@ -21,7 +21,6 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (TOP, "$schema", "it is for editors"),
     (TOP, "active", "PGHoard reads it per site only, too"),
     (TOP, "deleter_event_get_timeout", "there is no deletion queue to poll"),
-    (TOP, "hash_algorithm", "the digest is fixed, so that every reader can check it"),
     (TOP, "pg_basebackup_path", "no such program is used"),
     (TOP, "pg_receivexlog_path", "no such program is used"),
     (TOP, "restore_prefetch", "nothing is fetched ahead"),
@@ -36,7 +35,6 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (SITE, "basebackup_delta_mode_min_delta_file_size", "small files always share frames"),
     (SITE, "basebackup_mode", "base backups always come over the replication protocol"),
     (SITE, "basebackup_threads", "`parallelism` decides"),
-    (SITE, "encryption_keys", "encrypted objects are not read yet"),
     (SITE, "moved_from", "other sites' backups are not read yet"),
     (SITE, "pg_basebackup_path", "no such program is used"),
     (SITE, "pg_bin_directory", "no programs of PostgreSQL are used"),
@@ -78,13 +76,6 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
 /// Why keys of stores that this version refuses are passed over.
 const FOREIGN: &str = "it belongs to a storage type that this version does not have";
 
-/// Keys that must not be passed over in silence: doing without them would break what they promise.
-const REFUSED: &[(&str, &str, &str)] = &[(
-    SITE,
-    "encryption_key_id",
-    "encryption is not supported by this version, and storing unencrypted what is meant to be encrypted would be wrong",
-)];
-
 /// The JSON Schema of the configuration file.
 pub fn json_schema() -> Value {
     let mut schema = checked_schema();
@@ -107,12 +98,10 @@ pub fn json_schema() -> Value {
 /// The schema of a file whose indirections are resolved.
 fn checked_schema() -> Value {
     let mut schema = schema_for!(RawConfig).to_value();
-    for (table, effect) in [(WITHOUT_EFFECT, "Accepted without effect"), (REFUSED, "Refused unless null")] {
-        for (place, key, why) in table {
-            if let Some(object) = schema.pointer_mut(place) {
-                object["properties"][*key] =
-                    json!({ "description": format!("{effect}: {why}."), "deprecated": true });
-            }
+    for (place, key, why) in WITHOUT_EFFECT {
+        if let Some(object) = schema.pointer_mut(place) {
+            let description = format!("Accepted without effect: {why}.");
+            object["properties"][*key] = json!({ "description": description, "deprecated": true });
         }
     }
     schema
@@ -147,7 +136,7 @@ fn allow_indirection(schema: &mut Value) {
     }
 }
 
-/// Looks for keys that are unknown, without effect, or refused.
+/// Looks for keys that are unknown or without effect.
 pub fn examine(document: &Value) -> (Vec<Warning>, Vec<Problem>) {
     let schema = checked_schema();
     let mut walk = Walk { root: &schema, warnings: Vec::new(), problems: Vec::new() };
@@ -191,10 +180,6 @@ impl<'a> Walk<'a> {
         };
         if let Some(why) = entry(WITHOUT_EFFECT) {
             self.warnings.push(Warning::WithoutEffect { place: at, why });
-        } else if let Some(why) = entry(REFUSED) {
-            if !member.is_null() {
-                self.problems.push(Problem::new(at, why));
-            }
         } else if let Some(known) = schema["properties"].get(key) {
             self.visit(member, known, "-", &at);
         } else if schema["additionalProperties"].is_object() {
@@ -305,16 +290,9 @@ mod tests {
     }
 
     #[test]
-    fn encryption_is_refused_rather_than_left_out() {
-        let site = |key: Value| json!({"backup_sites": {"a": {"encryption_key_id": key}}});
-        assert_eq!(examine(&site(json!("k"))).1[0].place, "backup_sites.a.encryption_key_id");
-        assert!(examine(&site(Value::Null)).1.is_empty());
-    }
-
-    #[test]
     fn every_table_entry_stands_where_the_schema_has_an_object_and_hides_no_key() {
         let schema = schema_for!(RawConfig).to_value();
-        for (place, key, _) in WITHOUT_EFFECT.iter().chain(REFUSED) {
+        for (place, key, _) in WITHOUT_EFFECT {
             let object = schema.pointer(place).unwrap_or_else(|| panic!("no {place}"));
             assert_eq!(object["additionalProperties"], false, "{place}");
             assert!(

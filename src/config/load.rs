@@ -181,8 +181,8 @@ mod tests {
                  or `2min`, or a number of seconds, found \"soon\"",
             ),
             (
-                r#"{"compression": {"algorithm": "lzma"}}"#.to_owned(),
-                r#"pghoard.json: compression.algorithm: expected `snappy` or `zstd`, found "lzma""#,
+                r#"{"compression": {"algorithm": "lz4"}}"#.to_owned(),
+                r#"pghoard.json: compression.algorithm: expected `snappy`, `lzma`, `zstd`, found "lz4""#,
             ),
             (
                 r#"{"backup_sites": {"main": {}}}"#.to_owned(),

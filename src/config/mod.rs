@@ -8,6 +8,7 @@
 //! The file is PGHoard's, so that a PGHoard user changes nothing; a few keys are ours. Whatever goes
 //! wrong is reported with its place in the file.
 
+mod encryption;
 mod environment;
 mod error;
 mod indirect;

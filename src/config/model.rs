@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use super::encryption::{hash_algorithm, key_ring};
 use super::environment::LIBPQ_VARIABLES;
 use super::error::{Error, Problem, Warning};
 use super::indirect::member_place;
@@ -13,7 +14,7 @@ use super::nodes::{conninfo, default_slot, parsed};
 use super::raw::{Algorithm, RawCheckpoint, RawConfig, RawNode, RawSite};
 use super::reporting::{Reporting, StorageStatsd};
 use super::storage::{notifier_url, storage_config};
-use crate::codec::Compression;
+use crate::codec::{Compression, HashAlgorithm, KeyRing};
 use crate::observe::LogLevel;
 use crate::postgres::{ConnInfo, SlotName};
 use crate::runtime::Lookup;
@@ -35,8 +36,10 @@ pub struct Config {
     pub sites: Vec<SiteConfig>,
     pub http: HttpConfig,
     pub compression: Compression,
-    /// Level of zstd; 0 is zstd's own default.
+    /// Level of zstd, where 0 is zstd's own default, or preset of lzma.
     pub compression_level: i32,
+    /// Of the hash beside WAL.
+    pub hash_algorithm: HashAlgorithm,
     /// Bytes of data in flight in the whole process.
     pub memory_limit: u64,
     /// Threads for compression and transfers.
@@ -85,6 +88,7 @@ pub struct SiteConfig {
     pub state_directory: Option<PathBuf>,
     /// What the server's version should be.
     pub pg_version: Option<u32>,
+    pub keys: KeyRing,
     pub data_directory: Option<PathBuf>,
     pub schedule: Schedule,
     pub retention: Retention,
@@ -191,9 +195,11 @@ impl Config {
             http: http(raw, &mut findings),
             compression: match algorithm {
                 Algorithm::Snappy => Compression::Snappy,
+                Algorithm::Lzma => Compression::Lzma,
                 Algorithm::Zstd => Compression::Zstd,
             },
             compression_level: level(algorithm, compression.level, &mut findings),
+            hash_algorithm: hash(raw, &mut findings),
             memory_limit: memory_limit(raw, &mut findings),
             parallelism: parallelism(raw, compression.thread_count, host.cpus, &mut findings),
             log_level: raw.log_level.as_ref().and_then(|level| {
@@ -290,10 +296,32 @@ fn http(raw: &RawConfig, findings: &mut Findings) -> HttpConfig {
 
 fn level(algorithm: Algorithm, level: Option<i32>, findings: &mut Findings) -> i32 {
     let level = level.unwrap_or(0);
-    if algorithm == Algorithm::Zstd && !(-7..=22).contains(&level) {
-        findings.problem("compression.level", format!("expected a level from -7 to 22, found {level}"));
+    let range = match algorithm {
+        Algorithm::Snappy => return level,
+        Algorithm::Lzma => 0..=9,
+        Algorithm::Zstd => -7..=22,
+    };
+    if !range.contains(&level) {
+        let (least, most) = (range.start(), range.end());
+        findings
+            .problem("compression.level", format!("expected a level from {least} to {most}, found {level}"));
     }
     level
+}
+
+fn hash(raw: &RawConfig, findings: &mut Findings) -> HashAlgorithm {
+    match raw.hash_algorithm.as_deref().map(hash_algorithm) {
+        None => HashAlgorithm::default(),
+        Some(Ok(Some(algorithm))) => algorithm,
+        Some(Ok(None)) => {
+            findings.doubtful("hash_algorithm", "not available here; sha1 is written instead, and says so");
+            HashAlgorithm::default()
+        }
+        Some(Err(problem)) => {
+            findings.problems.push(problem);
+            HashAlgorithm::default()
+        }
+    }
 }
 
 fn memory_limit(raw: &RawConfig, findings: &mut Findings) -> u64 {
@@ -356,6 +384,12 @@ impl<'a> SiteReader<'a> {
             self.storage_problem(problem);
             None
         });
+        let keys = key_ring(site).unwrap_or_else(|problems| {
+            for problem in problems {
+                self.problem(&problem.place, problem.why);
+            }
+            KeyRing::default()
+        });
         let wal_flush_interval = site.wal_flush_interval.map_or(Duration::from_secs(1), |span| span.0);
         if wal_flush_interval < Duration::from_millis(50) {
             self.problem("wal_flush_interval", "expected at least 50ms");
@@ -379,6 +413,7 @@ impl<'a> SiteReader<'a> {
             nodes,
             slot,
             storage,
+            keys,
             data_directory: site.pg_data_directory.as_ref().map(|path| host.current_directory.join(path)),
             schedule,
             retention,

@@ -35,6 +35,8 @@ pub struct RawConfig {
     #[schemars(with = "Option<String>")]
     /// Password that HTTP clients must give; needs `webserver_username` too.
     pub webserver_password: Option<Secret>,
+    /// Of the hash that is stored beside WAL for PGHoard: sha1 (default), sha224, sha256, sha384 or sha512.
+    pub hash_algorithm: Option<String>,
     /// error, warn, info (default), debug or trace; Python's names are understood.
     pub log_level: Option<String>,
     /// Put before each site's name to make its default `prefix`.
@@ -77,7 +79,8 @@ pub struct RawConfig {
 pub struct RawCompression {
     /// Default here is zstd (PGHoard: snappy).
     pub algorithm: Option<Algorithm>,
-    /// Level of zstd, from -7 to 22; 0 is its own default, 3. Snappy has no levels.
+    /// Level of zstd, from -7 to 22, where 0 is its own default, 3; or preset of lzma, from 0 to 9. Snappy has
+    /// no levels.
     pub level: Option<i32>,
     /// Used for `parallelism` when that is not set.
     pub thread_count: Option<u16>,
@@ -88,8 +91,22 @@ pub struct RawCompression {
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     Snappy,
+    Lzma,
     #[default]
     Zstd,
+}
+
+/// A key pair for encryption, RSA, as PEM texts.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[serde(default)]
+pub struct RawKeyPair {
+    /// Needed to write.
+    pub public: Option<String>,
+    #[serde(deserialize_with = "secret")]
+    #[schemars(with = "Option<String>")]
+    /// Needed to read: to restore, and to give WAL to a recovering server.
+    pub private: Option<Secret>,
 }
 
 /// One PostgreSQL cluster under care.
@@ -107,6 +124,10 @@ pub struct RawSite {
     pub nodes: Option<Vec<RawNode>>,
     /// Where the site is stored; required.
     pub object_storage: Option<RawObjectStorage>,
+    /// Everything written is encrypted for this one of `encryption_keys` (default: not encrypted).
+    pub encryption_key_id: Option<String>,
+    /// Key pairs by name. A host that only backs up needs no private part.
+    pub encryption_keys: Option<BTreeMap<String, RawKeyPair>>,
     /// Put before the name of every object of the site (default: the site's name).
     pub prefix: Option<String>,
     /// The cluster's data directory; optional here.
@@ -146,6 +167,8 @@ impl Default for RawSite {
             active_backup_mode: None,
             nodes: None,
             object_storage: None,
+            encryption_key_id: None,
+            encryption_keys: None,
             prefix: None,
             pg_data_directory: None,
             pg_version: None,

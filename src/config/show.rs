@@ -8,6 +8,7 @@ use super::model::{CheckpointMode, Config, NodeConfig, SiteConfig, WalIntake};
 use super::nodes::without_passwords;
 use super::storage::shown_storage;
 use crate::observe::StatsdFormat;
+use crate::secret::Secret;
 
 impl Config {
     /// The effective configuration; secrets read `***`.
@@ -36,6 +37,7 @@ impl Config {
             "graceful_shutdown_upload_timeout": reporting.stop_grace.map(|grace| grace.as_secs_f64()),
             "backup_sites": sites,
             "compression": { "algorithm": self.compression, "level": self.compression_level },
+            "hash_algorithm": self.hash_algorithm.name(),
             "http_address": self.http.address,
             "http_port": self.http.port,
             "webserver_username": credentials.map(|credentials| &credentials.username),
@@ -58,6 +60,8 @@ fn shown_site(site: &SiteConfig) -> Value {
         },
         "nodes": site.nodes.iter().map(|node| shown_node(node, site)).collect::<Vec<_>>(),
         "object_storage": shown_storage(&site.storage),
+        "encryption_key_id": site.keys.writing().map(|key| key.id().as_str()),
+        "encryption_keys": shown_keys(site),
         "prefix": site.prefix,
         "pg_data_directory": site.data_directory,
         "basebackup_interval_hours": site.schedule.interval.map(|interval| interval.as_secs_f64() / 3600.0),
@@ -74,6 +78,19 @@ fn shown_site(site: &SiteConfig) -> Value {
             CheckpointMode::Fast => "fast",
         },
     })
+}
+
+/// What is there of each key, and nothing of what it is.
+fn shown_keys(site: &SiteConfig) -> Value {
+    let mut shown = serde_json::Map::new();
+    for key in site.keys.publics() {
+        shown.insert(key.id().to_string(), json!({ "public": format!("RSA, {} bits", key.bits()) }));
+    }
+    for key in site.keys.privates() {
+        let entry = shown.entry(key.id().to_string()).or_insert_with(|| json!({}));
+        entry["private"] = json!(Secret::new(()).to_string());
+    }
+    Value::Object(shown)
 }
 
 fn shown_node(node: &NodeConfig, site: &SiteConfig) -> Value {

@@ -1,6 +1,7 @@
 //! What callers have to tell apart.
 
 use super::name::ObjectName;
+use crate::codec::{EnvelopeError, KeyError};
 use crate::{codec, storage};
 
 /// Why an object was not read or written.
@@ -23,6 +24,9 @@ pub enum Error {
     /// It will not work before somebody changes something.
     #[error("{subject}: {cause}")]
     Permanent { subject: String, denied: bool, cause: storage::Error },
+    /// Encrypted for a key that is not at hand.
+    #[error("object `{name}` cannot be opened: {why}")]
+    Locked { name: ObjectName, why: String, hint: Option<String> },
     /// Written in a way this version cannot read.
     #[error("object `{name}` cannot be read: {what}")]
     Unsupported { name: ObjectName, what: String },
@@ -31,6 +35,10 @@ pub enum Error {
 impl Error {
     pub const fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound(_))
+    }
+
+    pub const fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked { .. })
     }
 
     pub const fn is_transient(&self) -> bool {
@@ -50,6 +58,7 @@ impl Error {
                 Some("compare it with a copy of the bucket; a new base backup makes a new start".to_owned())
             }
             Self::Transient { cause, .. } | Self::Permanent { cause, .. } => cause.hint(),
+            Self::Locked { hint, .. } => hint.clone(),
             Self::Unsupported { .. } => Some("use a newer pgkeep, or the program that wrote it".to_owned()),
         }
     }
@@ -63,7 +72,19 @@ impl Error {
         }
     }
 
-    pub(super) fn damaged(name: ObjectName, error: &codec::Error) -> Self {
-        Self::Damaged { name, why: error.to_string() }
+    /// What the stored bytes turned out to be.
+    pub(super) fn of_content(name: ObjectName, error: &codec::Error) -> Self {
+        let why = error.to_string();
+        match error {
+            codec::Error::Envelope(EnvelopeError::Refused(_)) => {
+                let hint = "restore with the private part of the key that the object was written with";
+                Self::Locked { name, why, hint: Some(hint.to_owned()) }
+            }
+            _ => Self::Damaged { name, why },
+        }
+    }
+
+    pub(super) fn locked(name: ObjectName, error: &KeyError) -> Self {
+        Self::Locked { name, why: error.to_string(), hint: error.hint() }
     }
 }

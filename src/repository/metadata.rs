@@ -7,18 +7,26 @@
 
 use object_store::{Attribute, Attributes};
 
-use crate::codec::{Compression, Digest, Expected};
+use crate::codec::{Compression, Digest, Expected, KeyId, NamedHash};
 
 const COMPRESSION_ALGORITHM: &str = "compression-algorithm";
 const COMPRESSION_LEVEL: &str = "compression-level";
 const ORIGINAL_FILE_SIZE: &str = "original-file-size";
 const PG_VERSION: &str = "pg-version";
 const HOST: &str = "host";
+const PRESERVE_BACKUP: &str = "preserve-backup";
+const PRESERVE_UNTIL: &str = "preserve-until";
+const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
 const HASH: &str = "hash";
 const HASH_ALGORITHM: &str = "hash-algorithm";
-const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
+const CONTENT_LENGTH: &str = "content-length";
 /// Ours: BLAKE3 of the plaintext.
 const DIGEST: &str = "pgkeep-blake3";
+/// Ours, on what is sealed with its backup's own key.
+const SEAL: &str = "pgkeep-seal";
+const SEAL_ALGORITHM: &str = "aes-256-gcm";
+/// Ours, on encrypted WAL: what a host without the private key has to know of its content.
+const SUMMARY: &str = "pgkeep-summary";
 
 /// How the metadata says an object is encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +35,7 @@ pub enum StoredAs {
     #[default]
     Undeclared,
     Declared(Compression),
-    /// A compression or an encryption that this version cannot undo, in words.
+    /// A compression that this version cannot undo, in words.
     Unsupported(String),
 }
 
@@ -35,6 +43,10 @@ pub enum StoredAs {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectMetadata {
     pub stored_as: StoredAs,
+    /// Set for what is in PGHoard's envelope.
+    pub key: Option<KeyId>,
+    /// Set for what is sealed with its backup's own key, which is in the backup's record.
+    pub is_sealed: bool,
     pub compression_level: Option<i32>,
     /// Bytes of plaintext. Not known for objects that were streamed.
     pub plaintext_length: Option<u64>,
@@ -42,17 +54,16 @@ pub struct ObjectMetadata {
     pub pg_version: Option<u32>,
     /// The writer's host name.
     pub host: Option<String>,
+    /// Of the plaintext, as PGHoard has it beside WAL.
+    pub hash: Option<NamedHash>,
+    /// Bytes as they are stored.
+    pub stored_length: Option<u64>,
     /// Of the plaintext. Not known for objects that were streamed, nor for PGHoard's.
     pub digest: Option<Digest>,
-    /// PGHoard's checksum of the plaintext.
-    pub hash: Option<PlainHash>,
-}
-
-/// PGHoard's checksum of a WAL segment: the algorithm by Python's name for it, and hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlainHash {
-    pub algorithm: String,
-    pub hex: String,
+    /// See [`super::summary`].
+    pub summary: Option<String>,
+    /// Of a request to keep a backup: which one, and until when.
+    pub preserve: Option<(String, String)>,
 }
 
 impl ObjectMetadata {
@@ -66,14 +77,22 @@ impl ObjectMetadata {
             pairs.push((COMPRESSION_ALGORITHM, compression.to_string()));
             pairs.extend(self.compression_level.map(|level| (COMPRESSION_LEVEL, level.to_string())));
         }
+        pairs.extend(self.key.as_ref().map(|key| (ENCRYPTION_KEY_ID, key.to_string())));
+        pairs.extend(self.is_sealed.then(|| (SEAL, SEAL_ALGORITHM.to_owned())));
         pairs.extend(self.plaintext_length.map(|length| (ORIGINAL_FILE_SIZE, length.to_string())));
         pairs.extend(self.pg_version.map(|version| (PG_VERSION, version.to_string())));
         pairs.extend(self.host.as_deref().map(|host| (HOST, to_ascii(host))));
-        if let Some(hash) = &self.hash {
-            pairs.push((HASH, to_ascii(&hash.hex)));
-            pairs.push((HASH_ALGORITHM, to_ascii(&hash.algorithm)));
+        if let Some(hash) = self.hash {
+            pairs.push((HASH, hash.to_string()));
+            pairs.push((HASH_ALGORITHM, hash.algorithm().name().to_owned()));
+        }
+        pairs.extend(self.stored_length.map(|length| ("Content-Length", length.to_string())));
+        if let Some((backup, until)) = &self.preserve {
+            pairs.push((PRESERVE_BACKUP, to_ascii(backup)));
+            pairs.push((PRESERVE_UNTIL, until.clone()));
         }
         pairs.extend(self.digest.map(|digest| (DIGEST, digest.to_string())));
+        pairs.extend(self.summary.clone().map(|summary| (SUMMARY, summary)));
         pairs
     }
 
@@ -82,7 +101,7 @@ impl ObjectMetadata {
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut metadata = Self::default();
         let (mut any, mut algorithm, mut key_id) = (false, None, None);
-        let (mut hash, mut hash_algorithm) = (None, None);
+        let (mut hash, mut hash_algorithm, mut preserve) = (None, None, (None, None));
         for (key, value) in pairs {
             any = true;
             match key.to_ascii_lowercase().replace('_', "-").as_str() {
@@ -92,22 +111,32 @@ impl ObjectMetadata {
                 ORIGINAL_FILE_SIZE => metadata.plaintext_length = value.parse().ok(),
                 PG_VERSION => metadata.pg_version = value.parse().ok(),
                 HOST => metadata.host = Some(value.to_owned()),
-                HASH => hash = Some(value.to_owned()),
-                HASH_ALGORITHM => hash_algorithm = Some(value.to_owned()),
+                PRESERVE_BACKUP => preserve.0 = Some(value.to_owned()),
+                PRESERVE_UNTIL => preserve.1 = Some(value.to_owned()),
+                HASH => hash = Some(value),
+                HASH_ALGORITHM => hash_algorithm = Some(value),
+                CONTENT_LENGTH => metadata.stored_length = value.parse().ok(),
                 DIGEST => metadata.digest = value.parse().ok(),
+                SEAL => metadata.is_sealed = true,
+                SUMMARY => metadata.summary = Some(value.to_owned()),
                 _ => {}
             }
         }
-        metadata.hash = hash.zip(hash_algorithm).map(|(hex, algorithm)| PlainHash { algorithm, hex });
-        metadata.stored_as = match (key_id, algorithm) {
-            (Some(id), _) => StoredAs::Unsupported(format!("it is encrypted with the key `{id}`")),
-            (None, Some(name)) => name.parse().map_or_else(
+        metadata.preserve = preserve.0.zip(preserve.1);
+        metadata.hash = hash.zip(hash_algorithm).and_then(|(hex, name)| NamedHash::parse(name, hex));
+        metadata.stored_as = match algorithm {
+            Some(name) => name.parse().map_or_else(
                 |_| StoredAs::Unsupported(format!("its compression `{name}` is not supported")),
                 StoredAs::Declared,
             ),
-            (None, None) if any => StoredAs::Declared(Compression::None),
-            (None, None) => StoredAs::Undeclared,
+            None if any => StoredAs::Declared(Compression::None),
+            None => StoredAs::Undeclared,
         };
+        match key_id.map(KeyId::new) {
+            Some(Ok(key)) => metadata.key = Some(key),
+            Some(Err(error)) => metadata.stored_as = StoredAs::Unsupported(error.to_string()),
+            None => {}
+        }
         metadata
     }
 
@@ -147,6 +176,7 @@ mod tests {
             ("host", "db1"),
             ("hash", "da39a3ee5e6b4b0d3255bfef95601890afd80709"),
             ("hash-algorithm", "sha1"),
+            ("encryption-key-id", "k 1"),
             ("Content-Length", "123"),
             ("_hash", "00"),
         ]);
@@ -156,12 +186,15 @@ mod tests {
             plaintext_length: Some(16 << 20),
             pg_version: Some(150_020),
             host: Some("db1".to_owned()),
+            hash: NamedHash::parse("sha1", "da39a3ee5e6b4b0d3255bfef95601890afd80709"),
+            key: Some(KeyId::new("k 1").unwrap()),
+            is_sealed: false,
+            stored_length: Some(123),
             digest: None,
-            hash: Some(PlainHash {
-                algorithm: "sha1".to_owned(),
-                hex: "da39a3ee5e6b4b0d3255bfef95601890afd80709".to_owned(),
-            }),
+            summary: None,
+            preserve: None,
         };
+        assert!(expected.hash.is_some());
         assert_eq!(metadata, expected);
     }
 
@@ -172,11 +205,9 @@ mod tests {
         };
         assert_eq!(of(&[]), StoredAs::Undeclared);
         assert_eq!(of(&[("host", "x")]), StoredAs::Declared(Compression::None));
-        assert!(matches!(of(&[("compression-algorithm", "lzma")]), StoredAs::Unsupported(_)));
-        assert!(matches!(
-            of(&[("compression-algorithm", "zstd"), ("Encryption_Key_Id", "k1")]),
-            StoredAs::Unsupported(_)
-        ));
+        assert_eq!(of(&[("compression-algorithm", "lzma")]), StoredAs::Declared(Compression::Lzma));
+        assert!(matches!(of(&[("compression-algorithm", "lz4")]), StoredAs::Unsupported(_)));
+        assert!(matches!(of(&[("encryption-key-id", "ü")]), StoredAs::Unsupported(_)));
     }
 
     #[test]
@@ -188,12 +219,17 @@ mod tests {
     proptest! {
         #[test]
         fn survives_what_stores_do_to_keys(
-            compression in prop_oneof![Just(Compression::Snappy), Just(Compression::Zstd)],
+            compression in prop::sample::select(&Compression::ALL[1..]),
+            key in prop::option::of("[!-~]([ -~]{0,20}[!-~])?"),
+            hash in prop::option::of("[0-9a-f]{40}"),
+            stored in prop::option::of(any::<u64>()),
+            summary in prop::option::of("[!-~]{1,20}"),
             level in prop::option::of(any::<i32>()),
             length in prop::option::of(any::<u64>()),
             version in prop::option::of(any::<u32>()),
             host in prop::option::of("[!-~]{1,20}"),
             digest in prop::option::of(any::<[u8; 32]>()),
+            sealed: bool,
             upper: bool,
             underscore: bool,
         ) {
@@ -204,7 +240,12 @@ mod tests {
                 pg_version: version,
                 host,
                 digest: digest.map(Digest::new),
-                hash: Some(PlainHash { algorithm: "sha1".to_owned(), hex: "00ff".to_owned() }),
+                key: key.map(|key| KeyId::new(&key).unwrap()),
+                is_sealed: sealed,
+                hash: hash.map(|hash| NamedHash::parse("sha1", &hash).unwrap()),
+                stored_length: stored,
+                summary,
+                preserve: Some(("b_0".to_owned(), "2099-01-01 00:00:00+00:00".to_owned())),
             };
             let mangled: Vec<_> = metadata
                 .to_pairs()

@@ -1,7 +1,7 @@
 //! Typed names, the one pipeline, receipts: everything of one site in one bucket and prefix.
 //!
 //! ```text
-//! write(Bytes)* ─▶ Encoder [count, digest, compress] ─▶ put | multipart ─▶ Stored
+//! write(Bytes)* ─▶ Encoder [count, digest, compress, encrypt] ─▶ put | multipart ─▶ Stored
 //!                  └── pure, on a blocking thread ──┘    └── upload: async, ordered
 //! ```
 //!
@@ -18,17 +18,20 @@ mod error;
 mod metadata;
 mod name;
 mod pack;
+mod pghoard_name;
 mod reader;
 #[expect(clippy::module_inception, reason = "the room and its main type are one word")]
 mod repository;
+mod summary;
 mod upload;
 mod writer;
 
-pub use crate::codec::{EncodedFrame, FrameDecoder, FrameEncoder};
+pub use crate::codec::{EncodedFrame, FrameDecoder, FrameEncoder, OpeningKey, SealingKey};
 pub use error::Error;
-pub use metadata::{ObjectMetadata, PlainHash, StoredAs};
+pub use metadata::{ObjectMetadata, StoredAs};
 pub use name::{BackupName, BackupPart, Folder, ObjectName, ParseBackupNameError};
 pub use pack::{FrameRef, PackId, PackWriter};
+pub use pghoard_name::{ParsePghoardNameError, PghoardFolder, PghoardName};
 pub use reader::ObjectReader;
 pub use repository::{Facts, Listed, ObjectInfo, Repository, Settings};
 pub use writer::{ObjectWriter, Outcome, Stored};

@@ -2,7 +2,8 @@
 //! into a key or back.
 //!
 //! Pure. Keys are relative to the site's prefix, so a name is the same in every bucket. WAL lies where
-//! PGHoard has it; nothing of ours lies under `basebackup/`, which would disturb PGHoard's listing.
+//! PGHoard has it; nothing in a format of our own lies under `basebackup/`, which would disturb PGHoard's
+//! listing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::pghoard_name::{PghoardFolder, PghoardName};
 use crate::postgres::{SegmentName, WalFileName};
 
 /// The name of a stored object.
@@ -23,6 +25,8 @@ pub enum ObjectName {
     Piece { segment: SegmentName, start: u32, end: u32 },
     /// `backup/<name>/<part>`
     Backup { backup: BackupName, part: BackupPart },
+    /// Part of a base backup in one of PGHoard's formats: `basebackup/<name>`, `basebackup_chunk/<name>`…
+    Pghoard { folder: PghoardFolder, name: PghoardName },
 }
 
 /// One object of a base backup.
@@ -50,6 +54,9 @@ pub enum Folder {
     /// All parts of all backups
     Backups,
     BackupParts(BackupName),
+    Pghoard(PghoardFolder),
+    /// The chunks or bundles of the PGHoard backup of this base name
+    PghoardParts(PghoardFolder, PghoardName),
 }
 
 const SEGMENTS: &str = "xlog";
@@ -70,6 +77,7 @@ impl ObjectName {
                 BackupPart::Files => format!("{BACKUPS}/{backup}/files"),
                 BackupPart::Pack(number) => format!("{BACKUPS}/{backup}/pack/{number:06}"),
             },
+            Self::Pghoard { folder, name } => format!("{}/{name}", folder.to_key()),
         }
     }
 
@@ -95,7 +103,10 @@ impl ObjectName {
                 };
                 Self::Backup { backup: backup.parse().ok()?, part }
             }
-            _ => return None,
+            _ => {
+                let folder = PghoardFolder::ALL.into_iter().find(|known| known.to_key() == folder)?;
+                Self::Pghoard { folder, name: rest.parse().ok()? }
+            }
         };
         // One key per name: no other spelling of a number, no history file among the segments.
         (name.to_key() == key).then_some(name)
@@ -127,6 +138,8 @@ impl Folder {
             Self::PiecesOf(segment) => format!("{PIECES}/{segment}"),
             Self::Backups => BACKUPS.to_owned(),
             Self::BackupParts(backup) => format!("{BACKUPS}/{backup}"),
+            Self::Pghoard(folder) => folder.to_key().to_owned(),
+            Self::PghoardParts(folder, base) => format!("{}/{base}", folder.to_key()),
         }
     }
 }
@@ -230,6 +243,8 @@ mod tests {
                 ObjectName::Piece { segment, start, end: start.saturating_add(length) }
             }),
             (backup(), part).prop_map(|(backup, part)| ObjectName::Backup { backup, part }),
+            (prop::sample::select(&PghoardFolder::ALL[..]), "[0-9a-z_-]{1,20}(/[0-9a-z_.-]{1,10}x)?")
+                .prop_map(|(folder, name)| ObjectName::Pghoard { folder, name: name.parse().unwrap() }),
         ]
     }
 
@@ -282,7 +297,9 @@ mod tests {
             "backup/20261132T093000Z/record",
             "backup/2026-11-21T09:30:00Z/record",
             "backup/ 20261121T093000Z/record",
-            "basebackup/2026-11-21_09-30_0",
+            "basebackup/",
+            "basebackup_chunk/a//b",
+            "basebackup_other/a",
         ] {
             assert_eq!(ObjectName::from_key(key), None, "{key}");
         }
@@ -339,6 +356,7 @@ mod tests {
                 ObjectName::Wal(_) => Folder::Segments,
                 ObjectName::Piece { segment, .. } => Folder::PiecesOf(segment),
                 ObjectName::Backup { backup, .. } => Folder::BackupParts(backup),
+                ObjectName::Pghoard { folder, .. } => Folder::Pghoard(folder),
             };
             let prefix = format!("{}/", folder.to_key());
             prop_assert!(name.to_key().starts_with(&prefix));

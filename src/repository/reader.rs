@@ -14,7 +14,7 @@ use super::error::Error;
 use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::ObjectName;
 use super::repository::Repository;
-use crate::codec::{Compression, Decoder, Expected, Summary};
+use crate::codec::{Decoder, KeyRing, NamedHash, PrivateKey, StreamOpener, Summary, is_sealed};
 use crate::storage;
 
 /// Plaintext per chunk; two of them are in memory, the one held back and the one being made.
@@ -60,9 +60,68 @@ struct Decoding {
     ended: bool,
     read: u64,
     stored_length: u64,
-    stored_as: StoredAs,
-    expected: Expected,
+    expected: ExpectedObject,
     decoder: Option<Decoder>,
+}
+
+/// How the object is to be decoded, and what it must turn out to be.
+struct ExpectedObject {
+    stored_as: StoredAs,
+    key: Option<PrivateKey>,
+    /// All there are, for an object that is encrypted without saying so.
+    keys: KeyRing,
+    /// Of what is sealed with its backup's own key.
+    opener: Option<StreamOpener>,
+    plaintext: crate::codec::Expected,
+    hash: Option<NamedHash>,
+    stored_length: Option<u64>,
+}
+
+impl ExpectedObject {
+    fn of(
+        name: ObjectName,
+        metadata: &ObjectMetadata,
+        keys: &KeyRing,
+        opener: Option<StreamOpener>,
+    ) -> Result<Self, Error> {
+        if metadata.is_sealed && opener.is_none() {
+            let why = "it is sealed with the key of its backup".to_owned();
+            return Err(Error::Locked { name, why, hint: None });
+        }
+        if let StoredAs::Unsupported(what) = &metadata.stored_as {
+            return Err(Error::Unsupported { name, what: what.clone() });
+        }
+        let key = metadata.key.as_ref().map(|id| keys.private(id).cloned()).transpose();
+        Ok(Self {
+            stored_as: metadata.stored_as.clone(),
+            key: key.map_err(|error| Error::locked(name, &error))?,
+            keys: keys.clone(),
+            opener,
+            plaintext: metadata.expected(),
+            // Our own digest says the same, at a third of the cost.
+            hash: metadata.hash.filter(|_| metadata.digest.is_none()),
+            stored_length: metadata.stored_length,
+        })
+    }
+
+    /// A decoder for an object that begins with `start`.
+    fn decoder(&mut self, start: &[u8]) -> Decoder {
+        let mut decoder = match self.stored_as {
+            StoredAs::Declared(compression) => Decoder::new(compression, self.plaintext),
+            _ => Decoder::detecting(self.plaintext),
+        };
+        if let Some(opener) = self.opener.take() {
+            decoder = decoder.sealed(opener);
+        } else if let Some(key) = &self.key {
+            decoder = decoder.encrypted([key]);
+        } else if self.stored_as == StoredAs::Undeclared && is_sealed(start) {
+            decoder = decoder.encrypted(self.keys.privates());
+        }
+        match self.hash {
+            Some(hash) => decoder.hashed(hash),
+            None => decoder,
+        }
+    }
 }
 
 impl ObjectReader {
@@ -71,11 +130,14 @@ impl ObjectReader {
         name: ObjectName,
         metadata: ObjectMetadata,
         result: GetResult,
+        opener: Option<StreamOpener>,
     ) -> Result<Self, Error> {
-        if let StoredAs::Unsupported(what) = &metadata.stored_as {
-            return Err(Error::Unsupported { name, what: what.clone() });
-        }
+        let expected = ExpectedObject::of(name, &metadata, &repository.settings().keys, opener)?;
         let stored_length = result.meta.size;
+        if let Some(announced) = expected.stored_length.filter(|&announced| announced != stored_length) {
+            let why = format!("it has {stored_length} stored bytes instead of {announced}");
+            return Err(Error::Damaged { name, why });
+        }
         let (file, stream) = match result.payload {
             GetResultPayload::File(file, _) => (Some(file), None),
             GetResultPayload::Stream(stream) => (None, Some(stream)),
@@ -86,8 +148,7 @@ impl ObjectReader {
             ended: false,
             read: 0,
             stored_length,
-            stored_as: metadata.stored_as.clone(),
-            expected: metadata.expected(),
+            expected,
             decoder: None,
         };
         Ok(Self {
@@ -156,7 +217,7 @@ impl ObjectReader {
                 }
                 Ok(Some(step))
             }
-            Err(Failure::Codec(error)) => Err(Error::damaged(self.name, &error)),
+            Err(Failure::Codec(error)) => Err(Error::of_content(self.name, &error)),
             Err(Failure::Io(error)) => {
                 let store = self.repository.store().description();
                 let cause = storage::Error::from_io(store, "read an object", error);
@@ -231,13 +292,7 @@ impl Decoding {
                 }
                 self.fill().map_err(Failure::Io)?;
             }
-            let decoder = self.decoder.get_or_insert_with(|| {
-                let compression = match self.stored_as {
-                    StoredAs::Declared(compression) => compression,
-                    _ => Compression::detect(&self.input),
-                };
-                Decoder::new(compression, self.expected)
-            });
+            let decoder = self.decoder.get_or_insert_with(|| self.expected.decoder(&self.input));
             let mut input = &self.input[..];
             decoder.push(&mut input, CHUNK - plaintext.len(), &mut plaintext).map_err(Failure::Codec)?;
             let taken = self.input.len() - input.len();

@@ -15,16 +15,21 @@ use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::{Folder, ObjectName};
 use super::pack::PackWriter;
 use super::reader::ObjectReader;
+use super::summary;
 use super::writer::{ObjectWriter, Stored};
-use crate::codec::Compression;
+use crate::codec::{Compression, HashAlgorithm, KeyRing, PackSealer, StreamOpener, StreamSealer};
 use crate::storage::Store;
 
 /// How this site's objects are written.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub compression: Compression,
-    /// zstd's; 0 stands for its default, 3.
+    /// zstd's, where 0 stands for its default, 3, or lzma's preset.
     pub level: i32,
+    /// Beside WAL, for PGHoard.
+    pub hash_algorithm: HashAlgorithm,
+    /// What is written with, if anything, and what can be read.
+    pub keys: KeyRing,
     /// Named in the metadata of every object.
     pub host: String,
     /// Stored bytes from which an object is uploaded in parts, and the size of these. S3 wants 5 MiB at
@@ -34,7 +39,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { compression: Compression::default(), level: 0, host: String::new(), part_size: 8 << 20 }
+        Self {
+            compression: Compression::default(),
+            level: 0,
+            hash_algorithm: HashAlgorithm::default(),
+            keys: KeyRing::default(),
+            host: String::new(),
+            part_size: 8 << 20,
+        }
     }
 }
 
@@ -90,27 +102,39 @@ impl Repository {
 
     /// Writes an object piece by piece. Everything but packs goes this way.
     pub fn writer(&self, name: ObjectName, facts: Facts) -> ObjectWriter {
-        ObjectWriter::new(self.clone(), name, facts, None)
+        ObjectWriter::new(self.clone(), name, facts, None, None)
+    }
+
+    /// Writes an object of a backup, sealed with that backup's own key.
+    pub fn sealed_writer(&self, name: ObjectName, facts: Facts, sealer: StreamSealer) -> ObjectWriter {
+        ObjectWriter::new(self.clone(), name, facts, None, Some(sealer))
     }
 
     /// Writes an object that is at hand as a whole.
     pub async fn put(&self, name: ObjectName, plaintext: Bytes, facts: Facts) -> Result<Stored, Error> {
         let length = plaintext.len() as u64;
-        let mut writer = ObjectWriter::new(self.clone(), name, facts, Some(length));
+        let mut writer = ObjectWriter::new(self.clone(), name, facts, Some(length), None);
         writer.write(plaintext).await?;
         writer.finish().await
     }
 
-    /// Writes a pack.
-    pub fn pack_writer(&self, name: ObjectName) -> PackWriter {
-        PackWriter::new(self.clone(), name)
+    /// Writes a pack, whose frames are sealed if there is a sealer for it.
+    pub fn pack_writer(&self, name: ObjectName, sealer: Option<PackSealer>) -> PackWriter {
+        PackWriter::new(self.clone(), name, sealer)
     }
 
     /// Opens an object for reading.
     pub async fn read(&self, name: ObjectName) -> Result<ObjectReader, Error> {
         let result = self.get_opts(name, GetOptions::default()).await?;
         let metadata = ObjectMetadata::from_attributes(&result.attributes);
-        ObjectReader::new(self.clone(), name, metadata, result)
+        ObjectReader::new(self.clone(), name, metadata, result, None)
+    }
+
+    /// Opens an object that is sealed with its backup's own key.
+    pub async fn read_sealed(&self, name: ObjectName, opener: StreamOpener) -> Result<ObjectReader, Error> {
+        let result = self.get_opts(name, GetOptions::default()).await?;
+        let metadata = ObjectMetadata::from_attributes(&result.attributes);
+        ObjectReader::new(self.clone(), name, metadata, result, Some(opener))
     }
 
     /// Opens an object for reading its stored bytes as they are.
@@ -118,7 +142,7 @@ impl Repository {
         let result = self.get_opts(name, GetOptions::default()).await?;
         let stored_as = StoredAs::Declared(Compression::None);
         let metadata = ObjectMetadata { stored_as, ..ObjectMetadata::default() };
-        ObjectReader::new(self.clone(), name, metadata, result)
+        ObjectReader::new(self.clone(), name, metadata, result, None)
     }
 
     /// The whole verified plaintext, unless that is more than `limit` bytes.
@@ -133,6 +157,14 @@ impl Repository {
             whole.extend_from_slice(&chunk);
         }
         Ok(whole.into())
+    }
+
+    /// The beginning of encrypted WAL, or a history file without its reasons, for whoever has no private key:
+    /// as the metadata gives it, and therefore not verified. `locked` is why the object itself could not be read.
+    pub async fn outline(&self, name: ObjectName, locked: Error) -> Result<Bytes, Error> {
+        let info = self.head(name).await?;
+        let outline = info.metadata.summary.and_then(|summary| summary::outline(name, &summary));
+        outline.map(Bytes::from).ok_or(locked)
     }
 
     /// The stored bytes in `range`, all of them. For packs, whose frames are verified by their own digests.

@@ -8,9 +8,12 @@ use tokio::task::JoinHandle;
 use super::error::Error;
 use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::ObjectName;
+use super::pghoard_name::PghoardFolder;
 use super::repository::{Facts, Repository};
+use super::summary;
 use super::upload::{Content, Upload};
-use crate::codec::{Digest, Encoder, Summary};
+use crate::codec::{Digest, Encoder, StreamSealer, Summary};
+use crate::postgres::WalFileName;
 
 /// How it came to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub struct ObjectWriter {
     upload: Upload,
     metadata: ObjectMetadata,
     encoder: Work,
+    begun: bool,
     /// Written, not encoded yet.
     batch: Vec<Bytes>,
     batch_length: usize,
@@ -73,27 +77,61 @@ enum Work {
 /// Plaintext per turn of the encoder: a millisecond of zstd, many times what a hop to its thread costs.
 const BATCH: usize = 512 << 10;
 
+/// What PGHoard reads of a request to keep a backup: its name again, in parts.
+fn preservation(name: ObjectName) -> Option<(String, String)> {
+    let ObjectName::Pghoard { folder: PghoardFolder::Preservations, name } = name else { return None };
+    let (backup, until) = name.as_str().rsplit_once('_')?;
+    Some((backup.to_owned(), until.to_owned()))
+}
+
+/// Whether objects of this name are encrypted as a whole. A record must be readable without the private
+/// key, the mark beside it says nothing, a file list is sealed with its backup's own key, and a request to keep
+/// a backup is empty.
+const fn is_encrypted(name: ObjectName) -> bool {
+    !matches!(
+        name,
+        ObjectName::Backup { .. } | ObjectName::Pghoard { folder: PghoardFolder::Preservations, .. }
+    )
+}
+
 impl ObjectWriter {
-    pub(super) fn new(repository: Repository, name: ObjectName, facts: Facts, length: Option<u64>) -> Self {
+    pub(super) fn new(
+        repository: Repository,
+        name: ObjectName,
+        facts: Facts,
+        length: Option<u64>,
+        sealer: Option<StreamSealer>,
+    ) -> Self {
         let settings = repository.settings();
         let (compression, level) = (settings.compression, settings.level);
+        let key = settings.keys.writing().filter(|_| is_encrypted(name));
         let metadata = ObjectMetadata {
             stored_as: StoredAs::Declared(compression),
+            key: key.map(|key| key.id().clone()),
+            is_sealed: sealer.is_some(),
             compression_level: Some(level),
-            plaintext_length: None,
             pg_version: facts.pg_version,
             host: Some(settings.host.clone()).filter(|host| !host.is_empty()),
-            digest: None,
-            hash: None,
+            preserve: preservation(name),
+            ..ObjectMetadata::default()
         };
-        let encoder = match length {
+        let mut encoder = match length {
             Some(length) => Encoder::for_length(compression, level, length),
             None => Encoder::new(compression, level),
         };
+        if let Some(key) = key {
+            encoder = encoder.encrypted(key);
+        } else if let Some(sealer) = sealer {
+            encoder = encoder.sealed(sealer);
+        }
+        if let ObjectName::Wal(WalFileName::Segment(_) | WalFileName::Partial(_)) = name {
+            encoder = encoder.hashed(settings.hash_algorithm);
+        }
         Self {
             upload: Upload::new(repository, name),
             metadata,
             encoder: Work::Idle(Box::new(encoder)),
+            begun: false,
             batch: Vec::new(),
             batch_length: 0,
         }
@@ -101,6 +139,9 @@ impl ObjectWriter {
 
     /// Takes the next plaintext. The bytes are taken even when the call is dropped before it returns.
     pub async fn write(&mut self, plaintext: Bytes) -> Result<(), Error> {
+        if !std::mem::replace(&mut self.begun, true) && self.metadata.key.is_some() {
+            self.metadata.summary = summary::of(self.upload.name(), &plaintext);
+        }
         self.batch_length += plaintext.len();
         self.batch.push(plaintext);
         if self.batch_length >= BATCH {
@@ -165,7 +206,15 @@ impl ObjectWriter {
         self.upload.flush(|| self.metadata.to_attributes()).await?;
         self.metadata.plaintext_length = Some(summary.plaintext_length);
         self.metadata.digest = Some(summary.digest);
-        let content = Content { length: summary.plaintext_length, digest: summary.digest, encoded: true };
+        self.metadata.hash = summary.hash;
+        self.metadata.stored_length = Some(summary.stored_length);
+        let content = Content {
+            length: summary.plaintext_length,
+            digest: summary.digest,
+            encoded: true,
+            hash: summary.hash,
+            stored_digest: summary.stored_digest,
+        };
         let name = self.upload.name();
         let outcome = self.upload.finish(self.metadata.to_attributes(), content).await?;
         Ok(Stored::new(name, content, summary.stored_length, outcome))

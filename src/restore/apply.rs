@@ -20,7 +20,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use crate::catalog::{BackupRecord, EntryKind, FileEntry, FileListReader};
+use crate::catalog::{BackupKeys, BackupRecord, EntryKind, FileEntry, FileListReader};
+use crate::codec::{FrameFacts, OpeningKey};
 use crate::observe::Progress;
 use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Repository};
 
@@ -116,11 +117,14 @@ pub async fn restore_files(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    let keys = BackupKeys::open(work.record, &repository.settings().keys)?;
     prepare(work)?;
     progress.phase("restoring");
     progress.set_total(work.record.plaintext_bytes);
-    let mut list = FileListReader::open(repository, work.record.name, work.record.files).await?;
-    let mut writer = Writer::new(repository, work, progress);
+    let mut list =
+        FileListReader::open(repository, work.record.name, work.record.files, keys.of(work.record.name))
+            .await?;
+    let mut writer = Writer::new(repository, work, &keys, progress);
     loop {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -363,6 +367,7 @@ impl FrameRun {
 struct Writer<'a> {
     repository: &'a Repository,
     work: &'a Work<'a>,
+    keys: &'a BackupKeys,
     progress: &'a Progress,
     made: HashSet<PathBuf>,
     run: FrameRun,
@@ -374,10 +379,16 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(repository: &'a Repository, work: &'a Work<'a>, progress: &'a Progress) -> Self {
+    fn new(
+        repository: &'a Repository,
+        work: &'a Work<'a>,
+        keys: &'a BackupKeys,
+        progress: &'a Progress,
+    ) -> Self {
         Self {
             repository,
             work,
+            keys,
             progress,
             made: HashSet::new(),
             run: FrameRun::default(),
@@ -482,7 +493,8 @@ impl<'a> Writer<'a> {
             self.run_done().await?;
         }
         let decoder = self.decoders.pop().unwrap_or_default();
-        self.under_way.spawn(write_run(self.repository.clone(), run, decoder, self.progress.clone()));
+        let key = run.frames.first().and_then(|(frame, _)| self.keys.of(frame.pack.backup)).cloned();
+        self.under_way.spawn(write_run(self.repository.clone(), run, key, decoder, self.progress.clone()));
         Ok(())
     }
 
@@ -521,6 +533,7 @@ impl<'a> Writer<'a> {
 async fn write_run(
     repository: Repository,
     run: FrameRun,
+    key: Option<OpeningKey>,
     mut decoder: FrameDecoder,
     progress: Progress,
 ) -> Result<FrameDecoder, Error> {
@@ -533,15 +546,27 @@ async fn write_run(
     let name = ObjectName::Backup { backup: first.pack.backup, part };
     let stored: Bytes = repository.get_range(name, range).await?;
     blocking(move || {
-        let mut raw = Vec::new();
+        let (mut raw, mut opened) = (Vec::new(), Vec::new());
         for (frame, destinations) in &run.frames {
             let at = usize::try_from(frame.offset - start).unwrap_or(usize::MAX);
             let bytes = stored.get(at..at.saturating_add(frame.stored_length as usize));
             let bytes = bytes
                 .ok_or_else(|| Error::Damaged(format!("`{name}` is shorter than the file list says")))?;
-            decoder
-                .decode(frame, bytes, &mut raw)
-                .map_err(|error| Error::Damaged(format!("`{name}`, frame at {}: {error}", frame.offset)))?;
+            let damaged = |why: &dyn std::fmt::Display| {
+                Error::Damaged(format!("`{name}`, frame at {}: {why}", frame.offset))
+            };
+            match &key {
+                None => decoder.decode(frame, bytes, &mut raw).map_err(|error| damaged(&error))?,
+                Some(key) => {
+                    key.open_frame(frame.pack.number, frame.offset, bytes, &mut opened)
+                        .map_err(|error| damaged(&error))?;
+                    let facts = FrameFacts {
+                        stored_length: u32::try_from(opened.len()).unwrap_or(u32::MAX),
+                        ..FrameFacts::from(frame)
+                    };
+                    decoder.decode(facts, &opened, &mut raw).map_err(|error| damaged(&error))?;
+                }
+            }
             for destination in destinations {
                 let (skip, take) = (destination.skip as usize, destination.take as usize);
                 let bytes = raw

@@ -16,6 +16,8 @@ pub enum Error {
     #[error(transparent)]
     Repository(#[from] repository::Error),
     #[error(transparent)]
+    Keys(#[from] catalog::BackupKeyError),
+    #[error(transparent)]
     FileList(#[from] catalog::FileListObjectError),
     #[error("cannot {action} `{path}`")]
     Io {
@@ -44,6 +46,7 @@ impl Error {
                 path.display()
             )),
             Self::Repository(error) => error.hint(),
+            Self::Keys(error) => error.hint(),
             Self::Io { path, source, .. } if source.kind() == io::ErrorKind::StorageFull => Some(format!(
                 "make room on the file system of `{}` and run the same command again",
                 path.display()

@@ -9,7 +9,7 @@ mod target;
 pub use apply::{Found, TablespaceTarget, Work, finish, look_at, may_fill, restore_files};
 pub use error::Error;
 pub use plan::{PlanError, Reach, RestorePlan, WindowText, plan};
-pub use recovery::{Recovery, restore_command};
+pub use recovery::{Recovery, restore_command, shell_word};
 pub use target::{
     ParseTargetError, RecoveryTarget, TargetAction, TargetTimeline, quote_setting, setting_line,
     target_settings,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::policy::{PackRule, RetentionPlan, Verdict, interrupted};
 use crate::catalog::{Catalog, UnfinishedBackup};
 use crate::postgres::{SegmentName, WalFileName};
-use crate::repository::{BackupName, BackupPart, Error, Folder, ObjectName, PackId, Repository};
+use crate::repository::{BackupName, BackupPart, Error, Folder, Listed, ObjectName, PackId, Repository};
 
 /// Names deleted at once: what S3 takes in one request.
 const BATCH_LENGTH: usize = 1000;
@@ -61,6 +61,20 @@ pub async fn apply(
     }
     pruning.delete_wal(plan).await?;
     Ok(pruning.report)
+}
+
+/// The WAL objects that `plan` drops, in the order of their names.
+pub async fn wal_dropped(repository: &Repository, plan: &RetentionPlan) -> Result<Vec<Listed>, Error> {
+    let mut dropped = Vec::new();
+    for folder in [Folder::Segments, Folder::Pieces] {
+        let mut objects = repository.list_stream(folder, None);
+        while let Some(listed) = objects.try_next().await? {
+            if segment_of(&listed.name).is_some_and(|segment| plan.wal.drops(segment)) {
+                dropped.push(listed);
+            }
+        }
+    }
+    Ok(dropped)
 }
 
 /// Takes away the `started` of every backup to be swept, which forbids its writer to finish it.
@@ -158,7 +172,9 @@ const fn segment_of(name: &ObjectName) -> Option<SegmentName> {
             | WalFileName::BackupLabel(segment, _),
         )
         | ObjectName::Piece { segment, .. } => Some(*segment),
-        ObjectName::Wal(WalFileName::History(_)) | ObjectName::Backup { .. } => None,
+        ObjectName::Wal(WalFileName::History(_)) | ObjectName::Backup { .. } | ObjectName::Pghoard { .. } => {
+            None
+        }
     }
 }
 

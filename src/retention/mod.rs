@@ -3,7 +3,7 @@
 mod apply;
 mod policy;
 
-pub use apply::{PruneReport, apply};
+pub use apply::{PruneReport, apply, wal_dropped};
 pub use policy::{
     BackupDecision, CutExtent, PackRule, RetentionPlan, RetentionPolicy, SweepDecision, UNFINISHED_AGE,
     Verdict, WalCut, WalPlan, plan,

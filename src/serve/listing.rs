@@ -85,6 +85,9 @@ fn z_time(time: Timestamp) -> String {
 }
 
 /// A JSON document as PGHoard prints it: four blanks of indent; the keys of a [`Value`] are sorted.
+///
+/// # Panics
+/// Never: a [`Value`] can be written.
 pub fn pghoard_json(value: &Value) -> String {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");

@@ -24,6 +24,6 @@ pub use archive::{ArchiveError, archive};
 pub use fetch::{FetchError, Fetched, Unknown, fetch};
 pub use listing::{BackupEntry, pghoard_json};
 pub use new_file::NewFile;
-pub use prefetched::take_ready;
+pub use prefetched::take_unasked as take_prefetched;
 pub use server::{Deps, Limits, Site, run};
 pub use target::wal_directory;

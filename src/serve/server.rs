@@ -152,8 +152,8 @@ pub async fn run(listener: TcpListener, deps: Deps, cancel: CancellationToken) -
     let server = Arc::new(Server::new(deps));
     let mut connections = JoinSet::new();
     let mut reading = JoinSet::new();
-    for ahead in server.ahead.iter().cloned() {
-        let cancel = cancel.clone();
+    for ahead in &server.ahead {
+        let (ahead, cancel) = (Arc::clone(ahead), cancel.clone());
         reading.spawn(async move { ahead.run(cancel).await });
     }
     loop {
@@ -378,9 +378,10 @@ impl Server {
         if response.status() == StatusCode::OK
             && let Ok(stored) = site.archive()?.head(ObjectName::Wal(file)).await
             && let Some(hash) = stored.metadata.hash
-            && let (Ok(algorithm), Ok(hex)) = (hash.algorithm.try_into(), hash.hex.try_into())
+            && let Ok(hex) = HeaderValue::try_from(hash.to_string())
         {
             response.headers_mut().insert("metadata-hash", hex);
+            let algorithm = HeaderValue::from_static(hash.algorithm().name());
             response.headers_mut().insert("metadata-hash-algorithm", algorithm);
         }
         Ok(response)

@@ -117,8 +117,9 @@ fn a_problem_names_its_place_in_the_file_and_ends_with_status_2() {
             "webserver_password: environment variable `NOT_THERE` is not set",
         ),
         (
-            r#"{"backup_sites": {"a": {"encryption_key_id": "k"}}}"#,
-            "backup_sites.a.encryption_key_id: encryption is not supported",
+            r#"{"backup_sites": {"a": {"object_storage": {"storage_type": "local", "directory": "/x"},
+                "encryption_key_id": "k"}}}"#,
+            "backup_sites.a.encryption_key_id: the public part of the encryption key `k` is not configured",
         ),
     ] {
         let (_folder, path) = written(text);

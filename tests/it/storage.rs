@@ -26,7 +26,13 @@ use pgkeep::storage::{
 const MIB: usize = 1 << 20;
 
 fn settings(compression: Compression) -> Settings {
-    Settings { compression, level: 3, host: "bücher host".to_owned(), part_size: 5 * MIB }
+    Settings {
+        compression,
+        level: 3,
+        host: "bücher host".to_owned(),
+        part_size: 5 * MIB,
+        ..Settings::default()
+    }
 }
 
 fn segment(number: u32) -> SegmentName {
@@ -222,7 +228,7 @@ async fn packs_give_their_frames(store: &Store) {
     let repository = Repository::new(store.clone(), "main", settings(Compression::Zstd));
     for (number, count) in [(0_u32, 3_u64), (1, 14)] {
         let mut encoder = FrameEncoder::new(Compression::Zstd, 1);
-        let mut writer = repository.pack_writer(pack(number));
+        let mut writer = repository.pack_writer(pack(number), None);
         let mut frames = Vec::new();
         for seed in 0..count {
             let raw = if seed % 3 == 0 { noise(seed, MIB) } else { like_wal(seed, 900_000) };

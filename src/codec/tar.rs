@@ -1,12 +1,16 @@
-//! Reads the tar archives inside a `BASE_BACKUP` stream as they arrive.
+//! Reads tar archives as they arrive: those inside a `BASE_BACKUP` stream, and PGHoard's base backups.
 //!
 //! Pure. The server writes plain ustar headers: octal sizes, or base-256 from 8 GiB on; names up to 99
-//! bytes; files, directories and symbolic links. The stream is treated as hostile: whatever the server
-//! would not write ends the backup, and a name that leads out of the data directory never passes.
+//! bytes; files, directories and symbolic links. PGHoard writes PAX extended headers before most members,
+//! older versions of it GNU's long names. The stream is treated as hostile: whatever neither would write
+//! ends the reading, and a name that leads out of the data directory never passes.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 const BLOCK: usize = 512;
+
+/// Extended headers hold a name or two; one longer than this is damage.
+const MAX_EXTENDED: u64 = 64 << 10;
 
 /// What a tar archive announces.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +61,30 @@ pub enum TarError {
 #[derive(Debug)]
 enum State {
     Header,
-    Data { left: u64, padding: usize },
-    Padding { left: usize },
+    Data {
+        left: u64,
+        padding: usize,
+    },
+    Padding {
+        left: usize,
+    },
+    /// An extended header, which describes the member after it.
+    Extended {
+        kind: u8,
+        left: usize,
+        padding: usize,
+        content: Vec<u8>,
+    },
     End,
+}
+
+/// What extended headers said of the member to come.
+#[derive(Debug, Default)]
+struct Overrides {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    modified: Option<i64>,
 }
 
 /// Folds the bytes of one archive into events.
@@ -67,12 +92,18 @@ enum State {
 pub struct TarStream {
     state: State,
     header: BytesMut,
+    overrides: Overrides,
     last: String,
 }
 
 impl Default for TarStream {
     fn default() -> Self {
-        Self { state: State::Header, header: BytesMut::new(), last: "the start".to_owned() }
+        Self {
+            state: State::Header,
+            header: BytesMut::new(),
+            overrides: Overrides::default(),
+            last: "the start".to_owned(),
+        }
     }
 }
 
@@ -104,6 +135,16 @@ impl TarStream {
                     *left -= take;
                     self.state = padded(*left);
                 }
+                State::Extended { kind, left, padding, content } => {
+                    let take = (*left).min(data.len());
+                    content.extend_from_slice(&data.split_to(take));
+                    *left -= take;
+                    if *left == 0 {
+                        let (kind, padding, content) = (*kind, *padding, std::mem::take(content));
+                        self.state = padded(padding);
+                        self.extend(kind, &content)?;
+                    }
+                }
                 State::End => {
                     // The second of the two closing blocks, and the filling some writers add.
                     if data.iter().any(|byte| *byte != 0) {
@@ -120,7 +161,7 @@ impl TarStream {
     /// the archives of a client backup, older servers do: both are an end between two entries.
     pub fn finish(self) -> Result<(), TarError> {
         match self.state {
-            State::Header if self.header.is_empty() => Ok(()),
+            State::Header if self.header.is_empty() && self.overrides.is_none() => Ok(()),
             State::End => Ok(()),
             _ => Err(TarError::Truncated(self.last)),
         }
@@ -142,19 +183,27 @@ impl TarStream {
         if sum != checksum {
             return Err(TarError::Checksum(after()));
         }
-        let mut path = text(&header[345..500]).to_vec();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(text(&header[..100]));
-        let shown = String::from_utf8_lossy(&path).into_owned();
         let size = number(&header[124..136]).ok_or_else(|| field("size"))?;
+        if let kind @ (b'x' | b'g' | b'L' | b'K') = header[156] {
+            let left = usize::try_from(size.min(MAX_EXTENDED)).unwrap_or_default();
+            if size > MAX_EXTENDED || size == 0 {
+                return Err(field("extended header"));
+            }
+            self.state = State::Extended { kind, left, padding: padding(size), content: Vec::new() };
+            return Ok(());
+        }
         let mode = number(&header[100..108]).ok_or_else(|| field("mode"))?;
         let modified = number(&header[136..148]).ok_or_else(|| field("modification time"))?;
+        let overrides = std::mem::take(&mut self.overrides);
+        let path = overrides.path.unwrap_or_else(|| name_of(header));
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        let size = overrides.size.unwrap_or(size);
         let kind = match header[156] {
             b'0' | 0 => TarKind::File { size },
             b'5' => TarKind::Directory,
-            b'2' => TarKind::Symlink { target: text(&header[157..257]).to_vec() },
+            b'2' => TarKind::Symlink {
+                target: overrides.link.unwrap_or_else(|| text(&header[157..257]).to_vec()),
+            },
             _ => return Err(TarError::Kind(shown)),
         };
         let path = relative(&path).ok_or(TarError::Path(shown.clone()))?;
@@ -166,13 +215,75 @@ impl TarStream {
         };
         let empty_file = kind == TarKind::File { size: 0 };
         let mode = u32::try_from(mode & 0o7777).unwrap_or(0);
-        let modified = i64::try_from(modified).unwrap_or(0);
+        let modified = overrides.modified.unwrap_or_else(|| i64::try_from(modified).unwrap_or(0));
         events.push(TarEvent::Entry(TarEntry { path, kind, mode, modified }));
         if empty_file {
             events.push(TarEvent::EndOfFile);
         }
         Ok(())
     }
+
+    fn extend(&mut self, kind: u8, content: &[u8]) -> Result<(), TarError> {
+        match kind {
+            b'L' => self.overrides.path = Some(text(content).to_vec()),
+            b'K' => self.overrides.link = Some(text(content).to_vec()),
+            b'x' => {
+                let field = || TarError::Field { after: self.last.clone(), field: "extended header" };
+                let mut rest = content;
+                while !rest.is_empty() {
+                    let (key, value, later) = record(rest).ok_or_else(field)?;
+                    rest = later;
+                    let number = || std::str::from_utf8(value).ok();
+                    match key {
+                        b"path" => self.overrides.path = Some(value.to_vec()),
+                        b"linkpath" => self.overrides.link = Some(value.to_vec()),
+                        b"size" => {
+                            let size = number().and_then(|text| text.parse().ok()).ok_or_else(field)?;
+                            self.overrides.size = Some(size);
+                        }
+                        b"mtime" => {
+                            let seconds = number().and_then(|text| text.split('.').next()?.parse().ok());
+                            self.overrides.modified = Some(seconds.ok_or_else(field)?);
+                        }
+                        // Owners and access times, which a restore does not keep.
+                        _ => {}
+                    }
+                }
+            }
+            // A global header tells of the archive, not of a member.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Overrides {
+    const fn is_none(&self) -> bool {
+        self.path.is_none() && self.link.is_none() && self.size.is_none() && self.modified.is_none()
+    }
+}
+
+/// The name in a header. Only ustar has a prefix; GNU's headers hold times at that place.
+fn name_of(header: &[u8]) -> Vec<u8> {
+    let mut path = Vec::new();
+    if header[257..263] == *b"ustar\0" {
+        path.extend_from_slice(text(&header[345..500]));
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+    }
+    path.extend_from_slice(text(&header[..100]));
+    path
+}
+
+/// The first record of a PAX header, `LENGTH KEY=VALUE\n`, and what follows it.
+fn record(content: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = content.iter().position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&content[..space]).ok()?.parse().ok()?;
+    let (whole, later) = content.split_at_checked(length)?;
+    let body = whole.get(space + 1..)?.strip_suffix(b"\n")?;
+    let equals = body.iter().position(|byte| *byte == b'=')?;
+    Some((&body[..equals], &body[equals + 1..], later))
 }
 
 const fn padded(left: usize) -> State {
@@ -303,6 +414,50 @@ mod tests {
         for path in [&b"/etc/passwd"[..], b"../x", b"a/../../x", b"", b".", b"a/.."] {
             assert_eq!(relative(path), None);
         }
+    }
+
+    #[test]
+    fn reads_gnus_long_names_and_pax_headers() {
+        let long = format!("pgdata/{}/file", "directory/".repeat(30));
+        let mut gnu = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(3);
+        header.set_mode(0o600);
+        gnu.append_data(&mut header, &long, &b"abc"[..]).unwrap();
+        let expected = [(long.replace("//", "/"), b"abc".to_vec())];
+        assert_eq!(read(&gnu.into_inner().unwrap(), &[100, 600]).unwrap(), expected);
+
+        let mut pax = tar::Builder::new(Vec::new());
+        pax.append_pax_extensions([("path", long.as_bytes()), ("mtime", b"1700000000.25"), ("size", b"3")])
+            .unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short").unwrap();
+        header.set_size(3);
+        header.set_mode(0o600);
+        header.set_cksum();
+        pax.append(&header, &b"abc"[..]).unwrap();
+        let archive = pax.into_inner().unwrap();
+        assert_eq!(read(&archive, &[]).unwrap(), expected);
+        let mut events = Vec::new();
+        TarStream::default().push(archive.into(), &mut events).unwrap();
+        assert!(matches!(&events[0], TarEvent::Entry(entry) if entry.modified == 1_700_000_000));
+    }
+
+    #[test]
+    fn an_extended_header_that_makes_no_sense_is_refused() {
+        for content in [&b"x"[..], b"3 a", b"99 path=x\n", b"9 size=x\n", b"7 path\n", b"5 =\n\n"] {
+            let mut header = tar::Header::new_ustar();
+            header.set_path("x").unwrap();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o600);
+            header.set_entry_type(tar::EntryType::XHeader);
+            header.set_cksum();
+            let mut archive = header.as_bytes().to_vec();
+            archive.extend_from_slice(content);
+            archive.resize(1024, 0);
+            assert!(read(&archive, &[]).is_err(), "{content:?}");
+        }
+        assert_eq!(record(b"11 path=xy\nrest"), Some((&b"path"[..], &b"xy"[..], &b"rest"[..])));
     }
 
     #[test]

@@ -1,0 +1,308 @@
+//! Encryption on a real server: what a host with the public key only can do, what it takes to restore, and
+//! that nothing tampered with is ever restored.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use pgkeep::codec::NewKeyPair;
+use serde_json::{Value, json};
+
+use crate::archiving::NO_AGENT;
+use crate::binary::{Agent, Output, pgkeep};
+use crate::server::{Server, for_each_major, majors};
+use crate::site::Site;
+
+/// Text that compression leaves as it is where it stands first.
+const MARK: &str = "Zq7-not-to-be-seen-4Jx";
+
+fn one_major() -> u32 {
+    let majors = majors();
+    if majors.contains(&17) { 17 } else { majors[0] }
+}
+
+/// A site with a table, and segments of 1 MiB. Snappy leaves text readable that is stored without encryption.
+fn site_of(major: u32, algorithm: &str) -> Site {
+    let mut site = Site::of(Server::builder(major).segment_size_mib(1).start());
+    site.server.sql("create table steps (n int, t text)");
+    step(&site.server, 1);
+    site.configuration["compression"] = json!({ "algorithm": algorithm });
+    site.set("wal_flush_interval", json!("100ms"));
+    site
+}
+
+fn step(server: &Server, n: u32) {
+    server.sql(&format!("insert into steps values ({n}, '{MARK} {n}')"));
+}
+
+fn steps(server: &Server) -> String {
+    server.value("select coalesce(string_agg(n::text, ' ' order by n), '') from steps")
+}
+
+fn wait_streaming(server: &Server) {
+    server.wait_until("select count(*) from pg_stat_replication where state = 'streaming'", "1");
+}
+
+/// Gives the site the parts of a key called `name`, to write with.
+fn give_key(site: &mut Site, name: &str, public: Option<&str>, private: Option<&str>) {
+    let parts = json!({ "public": public, "private": private });
+    site.set("encryption_keys", json!({ name: parts }));
+    site.set("encryption_key_id", if public.is_some() { json!(name) } else { Value::Null });
+}
+
+/// Objects that show the mark.
+fn readable(site: &Site) -> Vec<String> {
+    let objects = site.objects("").into_iter();
+    let shows =
+        |path: &Path| fs::read(path).unwrap().windows(MARK.len()).any(|bytes| bytes == MARK.as_bytes());
+    objects.filter(|path| shows(path)).map(|path| path.display().to_string()).collect()
+}
+
+fn fetch(site: &Site, url: &str, name: &str, into: &str) -> Output {
+    pgkeep(["wal-fetch", "--url", url, "--config"])
+        .arg(site.config_file())
+        .arg(name)
+        .arg(site.directory(into))
+        .run()
+}
+
+#[test]
+fn a_backup_host_has_the_public_key_only_and_a_restore_needs_the_private_one() {
+    for_each_major(public_key_only);
+}
+
+fn public_key_only(major: u32) {
+    let pair = NewKeyPair::generate();
+    let mut site = site_of(major, "snappy");
+
+    // The mark is one that can be found.
+    let mut agent = site.agent();
+    wait_streaming(&site.server);
+    site.backup();
+    site.server.switch_segment();
+    Site::wait_archived(&site.server);
+    agent.terminate();
+    assert!(!readable(&site).is_empty(), "the mark is hidden without encryption, too");
+    fs::remove_dir_all(site.archive().join("main")).unwrap();
+
+    give_key(&mut site, "k1", Some(&pair.public), None);
+    let mut agent = site.agent();
+    wait_streaming(&site.server);
+    step(&site.server, 2);
+    let backup = site.backup();
+    step(&site.server, 3);
+    let whole = site.server.switch_segment();
+    step(&site.server, 4);
+    Site::wait_archived(&site.server);
+    // Stopped within a segment whose beginning is stored in pieces, it goes on without opening them.
+    agent.kill();
+    assert!(!site.objects("xlog_partial/").is_empty());
+    step(&site.server, 5);
+    agent.start_again();
+    wait_streaming(&site.server);
+    step(&site.server, 6);
+    Site::wait_archived(&site.server);
+    assert_eq!(agent.status()["sites"][0]["archiving"]["last_error"], Value::Null, "{}", agent.status());
+
+    // Everything but a restore works, and nothing shows.
+    let backups = site.backups();
+    assert_eq!(backups[0]["name"], json!(backup));
+    assert_eq!(backups[0]["keys"][0]["key_id"], json!("k1"));
+    assert!(site.run(&["list"]).success().stdout.contains("key k1"));
+    site.run(&["prune", "--dry-run"]).success();
+    site.run(&["status", "--url", &agent.url()]).success();
+    assert_eq!(readable(&site), Vec::<String>::new());
+
+    let private = "the private part of the encryption key `k1` is not configured";
+    for url in [agent.url().as_str(), NO_AGENT] {
+        let output = fetch(&site, url, &whole, "fetched").expect_code(200);
+        assert!(output.stderr.contains(private), "{}", output.stderr);
+        assert!(!site.directory("fetched").exists());
+    }
+    let output = site.try_restore("target", &[]).expect_code(2);
+    assert!(output.stderr.lines().next().unwrap().contains(private), "{}", output.stderr);
+    assert!(!site.directory("target").exists());
+
+    // A key of that name, but another one.
+    let other = NewKeyPair::generate();
+    give_key(&mut site, "k1", None, Some(other.private.reveal()));
+    let output = site.try_restore("target", &[]).expect_code(2);
+    assert!(output.stderr.contains("private key `k1` does not open it"), "{}", output.stderr);
+    fetch(&site, NO_AGENT, &whole, "fetched").expect_code(200);
+    assert!(!site.directory("target").exists());
+
+    // The right one, through an agent that does not have it.
+    give_key(&mut site, "k1", None, Some(pair.private.reveal()));
+    fetch(&site, &agent.url(), &whole, "fetched").success();
+    assert_eq!(fs::read(site.directory("fetched")).unwrap().len(), 1 << 20);
+    agent.terminate();
+    let restored = site.restore_and_start("target", &[]);
+    assert_eq!(steps(&restored), "1 2 3 4 5 6");
+
+    // The restored server goes on in the same archive, which then has a second timeline, still with the
+    // public key only; twice, since the second start has to read the fork it finds there.
+    restored.sql("alter role backup password 'secret'");
+    let mut configuration = site.configuration.clone();
+    configuration["backup_sites"]["main"]["encryption_keys"] = json!({ "k1": { "public": pair.public } });
+    configuration["backup_sites"]["main"]["encryption_key_id"] = json!("k1");
+    configuration["backup_sites"]["main"]["nodes"][0]["port"] = json!(restored.port());
+    for n in [7, 8] {
+        let mut agent = Agent::start(&configuration);
+        wait_streaming(&restored);
+        step(&restored, n);
+        restored.switch_segment();
+        step(&restored, n + 10);
+        Site::wait_archived(&restored);
+        agent.terminate();
+    }
+    assert_eq!(site.objects("timeline/00000002.history").len(), 1);
+    let again = site.restore_and_start("again", &[]);
+    assert_eq!(steps(&again), "1 2 3 4 5 6 7 8 17 18");
+    assert_eq!(readable(&site), Vec::<String>::new());
+}
+
+#[test]
+fn every_compression_round_trips_encrypted() {
+    let pair = NewKeyPair::generate();
+    for algorithm in ["snappy", "lzma", "zstd"] {
+        let mut site = site_of(one_major(), algorithm);
+        give_key(&mut site, "k1", Some(&pair.public), Some(pair.private.reveal()));
+        site.server.load(2000);
+        let mut agent = site.agent();
+        wait_streaming(&site.server);
+        site.backup();
+        step(&site.server, 2);
+        let whole = site.server.switch_segment();
+        step(&site.server, 3);
+        Site::wait_archived(&site.server);
+        let metadata =
+            fs::read_to_string(site.archive().join(format!("main/xlog/{whole}.metadata"))).unwrap();
+        let metadata: Value = serde_json::from_str(&metadata).unwrap();
+        assert_eq!(metadata["compression-algorithm"], json!(algorithm));
+        assert_eq!(metadata["encryption-key-id"], json!("k1"));
+        // An agent with the private key serves what it has stored.
+        fetch(&site, &agent.url(), &whole, "fetched").success();
+        agent.terminate();
+        let restored = site.restore_and_start("target", &[]);
+        assert_eq!(steps(&restored), "1 2 3", "{algorithm}");
+        assert_eq!(restored.value("select count(*) from load"), "2000");
+    }
+}
+
+/// Every way of changing an object that a writer of the bucket has.
+fn changes(content: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let length = content.len();
+    let mut changes = Vec::new();
+    // The start, the wrapped key, its end (an RSA key of 3072 bits), the middle, the codes at the end.
+    for at in [0, 7, 8, 200, 391, 392, 400, length / 2, length.saturating_sub(33), length - 17, length - 1] {
+        if at < length {
+            let mut changed = content.to_vec();
+            changed[at] ^= 0x01;
+            changes.push((format!("bit at {at} of {length} flipped"), changed));
+        }
+    }
+    for cut in [1, 16, 32, 40, length / 2, length] {
+        if cut <= length {
+            changes.push((format!("cut by {cut} of {length}"), content[..length - cut].to_vec()));
+        }
+    }
+    changes.push(("longer by a byte".to_owned(), [content, b"\0"].concat()));
+    changes.push(("exchanged for another of its kind".to_owned(), other.to_vec()));
+    changes
+}
+
+#[test]
+fn nothing_tampered_with_is_ever_restored() {
+    let pair = NewKeyPair::generate();
+    let mut site = site_of(one_major(), "zstd");
+    give_key(&mut site, "k1", Some(&pair.public), Some(pair.private.reveal()));
+    let mut agent = site.agent();
+    wait_streaming(&site.server);
+    let first = site.backup();
+    std::thread::sleep(Duration::from_secs(1));
+    let second = site.backup();
+    step(&site.server, 2);
+    let segments = [site.server.switch_segment(), {
+        step(&site.server, 3);
+        site.server.switch_segment()
+    }];
+    step(&site.server, 4);
+    Site::wait_archived(&site.server);
+    agent.terminate();
+    let object = |key: String| site.archive().join("main").join(key);
+
+    // Of a backup. The record of one, moved to the other, names the other.
+    for part in ["record", "files", "pack/000001"] {
+        let path = object(format!("backup/{second}/{part}"));
+        let (content, other) =
+            (fs::read(&path).unwrap(), fs::read(object(format!("backup/{first}/{part}"))).unwrap());
+        for (what, changed) in changes(&content, &other) {
+            fs::write(&path, changed).unwrap();
+            let output = site.try_restore("target", &["--backup", &second]);
+            // Behind the last frame of a pack nobody looks: what is restored is right.
+            if part.starts_with("pack") && what.starts_with("longer") {
+                Server::verify_backup(site.server.major(), &site.directory("target")).unwrap();
+            } else {
+                assert_ne!(output.code, 0, "{part}: {what}");
+            }
+            assert!(
+                output.code < 128 && !output.stderr.contains("panicked"),
+                "{part}: {what}: {}",
+                output.stderr
+            );
+            let _ = fs::remove_dir_all(site.directory("target"));
+        }
+        fs::write(&path, content).unwrap();
+    }
+
+    // A record that is whole, but says something else; its metadata goes, as its digest would tell.
+    let record = object(format!("backup/{second}/record"));
+    let stored = fs::read(&record).unwrap();
+    let beside = object(format!("backup/{second}/record.metadata"));
+    let metadata = fs::read(&beside).unwrap();
+    fs::remove_file(&beside).unwrap();
+    let text = String::from_utf8(zstd::decode_all(&stored[..]).unwrap()).unwrap();
+    for (from, to) in [("\"timeline\":1", "\"timeline\":1 "), ("\"file_count\":", "\"file_count\":1")] {
+        assert!(text.contains(from));
+        fs::write(&record, text.replacen(from, to, 1)).unwrap();
+        let output = site.try_restore("target", &["--backup", &second]).expect_code(7);
+        assert!(output.stderr.contains("not the one that was stored with its key"), "{}", output.stderr);
+        assert!(!site.directory("target").exists());
+    }
+    fs::write(&record, stored).unwrap();
+    fs::write(&beside, metadata).unwrap();
+
+    // Of WAL: a segment, and a piece of the one that is not whole yet.
+    let pieces = site.objects("xlog_partial/");
+    let piece = pieces.first().expect("a piece is stored").clone();
+    let of_piece = piece.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let whole = object(format!("xlog/{}", segments[0]));
+    let other = fs::read(object(format!("xlog/{}", segments[1]))).unwrap();
+    for (path, name) in [(&whole, &segments[0]), (&piece, &of_piece)] {
+        let content = fs::read(path).unwrap();
+        fetch(&site, NO_AGENT, name, "fetched").success();
+        let right = fs::read(site.directory("fetched")).unwrap();
+        fs::remove_file(site.directory("fetched")).unwrap();
+        let metadata =
+            path.with_file_name(format!("{}.metadata", path.file_name().unwrap().to_str().unwrap()));
+        let text = fs::read(&metadata).unwrap();
+        // With the metadata as it was, and with none, which an attacker would not leave.
+        for known in [true, false] {
+            if !known {
+                fs::remove_file(&metadata).unwrap();
+                fetch(&site, NO_AGENT, name, "fetched").success();
+                assert!(fs::read(site.directory("fetched")).unwrap() == right);
+                fs::remove_file(site.directory("fetched")).unwrap();
+            }
+            for (what, changed) in changes(&content, &other) {
+                fs::write(path, changed).unwrap();
+                let output = fetch(&site, NO_AGENT, name, "fetched");
+                assert_eq!(output.code, 200, "{name}: {what}, metadata {known}: {}", output.stderr);
+                assert!(!site.directory("fetched").exists());
+            }
+            fs::write(path, &content).unwrap();
+        }
+        fs::write(&metadata, text).unwrap();
+    }
+    assert_eq!(steps(&site.restore_and_start("target", &[])), "1 2 3 4");
+}
