@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgkeep::codec::{Compression, Decoder, Expected as Content};
-use pgkeep::postgres::{Expected, SegmentName};
+use pgkeep::postgres::SegmentName;
 use pgkeep::repository::{Facts, ObjectName, Repository, Settings};
 use pgkeep::serve::{Deps, Limits, Site, run};
 use pgkeep::storage::{self, Access, StorageConfig};
@@ -81,6 +81,7 @@ fn main() {
     let deps = Deps {
         sites: vec![site],
         status: Arc::new(|| serde_json::Value::Null),
+        metrics: Arc::new(String::new),
         ready: Arc::new(|| Ok(())),
         credentials: None,
         limits: Limits::default(),

@@ -122,6 +122,8 @@ impl Default for Limits {
 pub struct Deps {
     pub sites: Vec<Site>,
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// What Prometheus scrapes.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// `Err` tells why the agent is not ready.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// User and password that every request but a probe must give.
@@ -283,6 +285,9 @@ impl Server {
                     Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, reason: error.to_string() }
                 })?;
                 Ok(full(StatusCode::OK, "application/json", status + "\n"))
+            }
+            Route::Metrics => {
+                Ok(full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (self.deps.metrics)()))
             }
             Route::Health => Ok(full(StatusCode::OK, "application/json", "{\"status\":\"ok\"}\n")),
             Route::Ready => Ok(match (self.deps.ready)() {

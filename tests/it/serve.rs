@@ -73,6 +73,7 @@ impl Serving {
         let mut deps = Deps {
             sites: vec![site],
             status: Arc::new(|| serde_json::json!({ "site": "main" })),
+            metrics: Arc::new(|| "a 1\n".to_owned()),
             ready: Arc::new(|| Err("not yet".to_owned())),
             credentials: None,
             limits: Limits::default(),
