@@ -51,25 +51,10 @@ impl Recovery {
         lines.join("\n")
     }
 
-    /// The text of `recovery.conf`, which PostgreSQL had before 12. There, this file alone starts recovery, and
-    /// `standby_mode` keeps it going.
-    fn recovery_conf(&self) -> String {
-        let mut lines = vec!["# added by pgkeep restore".to_owned()];
-        lines.extend(self.standby.then(|| setting_line("standby_mode", "on")));
-        lines.push(setting_line("restore_command", &self.restore_command));
-        lines.extend(self.settings.iter().cloned());
-        lines.push(String::new());
-        lines.join("\n")
-    }
-
-    /// Appends the settings and leaves the signal file; before PostgreSQL 12, writes `recovery.conf`.
+    /// Appends the settings and leaves the signal file. Servers before 12 get a `recovery.conf` instead.
     pub fn write(&self, directory: &Path) -> Result<(), Error> {
-        if fs::read_to_string(directory.join("PG_VERSION")).is_ok_and(|text| is_before_12(&text)) {
-            let path = directory.join("recovery.conf");
-            return fs::write(&path, self.recovery_conf())
-                .and_then(|()| fs::File::open(&path)?.sync_all())
-                .map_err(|error| Error::io("write", &path, error))
-                .and_then(|()| super::apply::sync_directory(directory));
+        if major_version(directory).is_some_and(|major| major < 12) {
+            return self.write_recovery_conf(directory);
         }
         let auto = directory.join("postgresql.auto.conf");
         let mut present = String::new();
@@ -97,12 +82,29 @@ impl Recovery {
         }
         super::apply::sync_directory(directory)
     }
+
+    /// The file replaces one that the backup holds, as it describes this recovery and no other.
+    fn write_recovery_conf(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join("recovery.conf");
+        let mut lines = self.lines("");
+        if self.standby {
+            lines.push_str(&setting_line("standby_mode", "on"));
+            lines.push('\n');
+        }
+        fs::File::create(&path)
+            .and_then(|mut file| {
+                file.write_all(lines.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(|error| Error::io("write", &path, error))?;
+        super::apply::sync_directory(directory)
+    }
 }
 
-/// `PG_VERSION` holds `17`, or `9.6` before 10.
-fn is_before_12(version: &str) -> bool {
-    let major = version.trim().split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.is_some_and(|major| major < 12)
+/// What `PG_VERSION` says. Before 10 the major version had two parts, of which the first is 9 at most.
+fn major_version(directory: &Path) -> Option<u32> {
+    let text = fs::read_to_string(directory.join("PG_VERSION")).ok()?;
+    text.trim().split('.').next()?.parse().ok()
 }
 
 /// Whether `name` is set anywhere in a configuration text, and not merely part of a longer name.
@@ -160,23 +162,15 @@ mod tests {
     }
 
     #[test]
-    fn before_12_there_is_a_file_of_its_own() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        for (version, old) in [("9.6\n", true), ("11\n", true), ("12\n", false), ("18\n", false)] {
-            fs::write(path("PG_VERSION"), version).unwrap();
-            fs::remove_file(path("recovery.conf")).ok();
-            Recovery { standby: true, ..recovery(vec![setting_line("recovery_target_time", "x")]) }
-                .write(directory.path())
-                .unwrap();
-            assert_eq!(path("recovery.conf").exists(), old, "{version}");
-            assert_eq!(path("standby.signal").exists(), !old, "{version}");
-            if old {
-                let text = fs::read_to_string(path("recovery.conf")).unwrap();
-                assert!(
-                    text.contains("standby_mode = 'on'\nrestore_command = 'x'\nrecovery_target_time = 'x'\n")
-                );
-            }
+    fn servers_before_12_get_a_recovery_conf() {
+        for (version, is_old) in [("9.6\n", true), ("11\n", true), ("12\n", false), ("18\n", false)] {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("PG_VERSION"), version).unwrap();
+            Recovery { standby: true, ..recovery(Vec::new()) }.write(directory.path()).unwrap();
+            assert_eq!(directory.path().join("standby.signal").exists(), !is_old, "{version}");
+            assert_eq!(directory.path().join("postgresql.auto.conf").exists(), !is_old, "{version}");
+            let conf = fs::read_to_string(directory.path().join("recovery.conf"));
+            assert_eq!(conf.is_ok_and(|conf| conf.contains("standby_mode = 'on'\n")), is_old, "{version}");
         }
     }
 
