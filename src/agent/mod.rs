@@ -4,6 +4,7 @@ mod alerts;
 mod backup;
 mod coverage;
 mod exposure;
+mod former;
 mod leftovers;
 mod nodes;
 mod opening;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
+pub use former::open_former;
 pub use nodes::{NodesError, current_segment};
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;

@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::alerts::{Alert, Alerts, major_of};
 use super::backup::{self, Wish};
+use super::former::open_former;
 use super::nodes::{self, NodesError};
 use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use super::telemetry::{SiteTelemetry, float};
@@ -27,7 +28,7 @@ use crate::retention::{self, RetentionPolicy};
 use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
 use crate::serve::BackupEntry;
 use crate::storage::{self, Access, ConditionalPut};
-use crate::wal::{self, Budget, Ended, Known, Position, Reports, Slot};
+use crate::wal::{self, Budget, Ended, Known, Position, Reports, SegmentMemory, Slot};
 
 /// How often the schedule is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
@@ -148,15 +149,18 @@ impl Site {
             host: host.clone(),
             part_size: part_size(config.memory_limit),
         };
+        let former = open_former(config, site, &settings, access).await?;
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
-        // the frames of a base backup.
+        // the frames of a base backup. Far behind the server this budget is hardly used, and half of the
+        // limit holds whole segments instead.
         let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
         Ok(Self {
-            repository: Repository::new(store, &site.prefix, settings),
+            repository: Repository::continuing(store, &site.prefix, settings, former),
             receiver: wal::Settings {
                 flush_interval: site.wal_flush_interval,
                 shutdown_grace: site.shutdown_grace,
                 budget: Budget::new(budget),
+                segment_memory: SegmentMemory::new(config.memory_limit / 2),
             },
             position: watch::Sender::new(None),
             status: StatusCell::new(status),

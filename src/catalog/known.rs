@@ -72,6 +72,8 @@ pub struct Backup {
     pub start_time: Timestamp,
     /// With PGHoard's raw backups the time they began at, as the end was not written down.
     pub stop_time: Timestamp,
+    /// Whether the WAL that makes it consistent is in the backup itself.
+    pub holds_wal: bool,
     /// Whether `stop_lsn` and `stop_time` are where it ends, and not merely not after it.
     pub end_is_known: bool,
     /// Bytes; none when PGHoard did not write it down.
@@ -102,6 +104,7 @@ impl From<&BackupRecord> for Backup {
             stop_timeline: record.stop_timeline,
             start_time: record.start_time,
             stop_time: record.stop_time,
+            holds_wal: false,
             end_is_known: true,
             plaintext_bytes: Some(record.plaintext_bytes),
             checksum_failures: record.checksum_failures.clone(),
@@ -123,6 +126,7 @@ impl From<&PghoardBackup> for Backup {
             stop_timeline: backup.end_segment.unwrap_or(backup.start_segment).timeline(),
             start_time: backup.start_time,
             stop_time: backup.end_time.unwrap_or(backup.start_time).max(backup.start_time),
+            holds_wal: backup.holds_wal(),
             end_is_known: backup.end_segment.is_some() && backup.end_time.is_some(),
             plaintext_bytes: backup.plaintext_bytes,
             checksum_failures: None,

@@ -36,16 +36,19 @@ impl PghoardId {
     /// Whether a user who types `text` means this one: PGHoard's full name, or what follows `basebackup/`,
     /// or that without its ending.
     pub fn answers_to(&self, text: &str) -> bool {
-        text == self.name.as_str() || text == self.name.base() || text == self.to_string()
+        let name = text.strip_prefix(&self.folder()).unwrap_or(text);
+        name == self.name.as_str() || name == self.name.base()
+    }
+
+    fn folder(&self) -> String {
+        let slash = if self.prefix.is_empty() { "" } else { "/" };
+        format!("{}{slash}{}/", self.prefix, PghoardFolder::Backups.to_key())
     }
 }
 
 impl fmt::Display for PghoardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.prefix.is_empty() {
-            write!(f, "{}/", self.prefix)?;
-        }
-        write!(f, "{}/{}", PghoardFolder::Backups.to_key(), self.name)
+        write!(f, "{}{}", self.folder(), self.name)
     }
 }
 
@@ -191,6 +194,12 @@ impl PghoardBackup {
         })
     }
 
+    /// Whether the WAL that makes it consistent is in its archive: PGHoard's `standalone_hot_backup`.
+    pub fn holds_wal(&self) -> bool {
+        self.format == PghoardFormat::Raw
+            && self.metadata.get("active-backup-mode").is_some_and(|mode| mode == "standalone_hot_backup")
+    }
+
     /// Recovery begins here at the earliest.
     pub fn start_lsn(&self) -> Lsn {
         PGHOARD_SEGMENT_SIZE.start(self.start_segment)
@@ -280,8 +289,10 @@ mod tests {
         assert_eq!(backup.end_time.unwrap().to_string(), "2026-11-21T11:20:34.214704Z");
         assert_eq!((backup.plaintext_bytes, backup.stored_bytes), (Some(6_315_291), 571_522));
         assert_eq!(backup.id.to_string(), "default/basebackup/2026-11-21_11-20_0.00000000.pghoard");
-        for name in ["2026-11-21_11-20_0", "2026-11-21_11-20_0.00000000.pghoard", &backup.id.to_string()] {
+        for name in ["2026-11-21_11-20_0", "2026-11-21_11-20_0.00000000.pghoard"] {
             assert!(backup.id.answers_to(name), "{name}");
+            assert!(backup.id.answers_to(&format!("default/basebackup/{name}")), "{name}");
+            assert!(!backup.id.answers_to(&format!("other/basebackup/{name}")), "{name}");
         }
         assert!(!backup.id.answers_to("2026-11-21_11-20"));
     }

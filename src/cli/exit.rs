@@ -127,15 +127,13 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
             // A pack or file list that is gone is damage to the backup that its record promises.
             restore::Error::Damaged(_)
             | restore::Error::Repository(repository::Error::NotFound(_))
-            | restore::Error::FileList(FileListObjectError::Repository(repository::Error::NotFound(_))) => {
+            | restore::Error::FileList(FileListObjectError::Repository(repository::Error::NotFound(_)))
+            | restore::Error::Pghoard(PghoardError::Repository(repository::Error::NotFound(_))) => {
                 Exit::CorruptData
             }
             restore::Error::Repository(error)
-            | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
-            restore::Error::Pghoard(PghoardError::Repository(repository::Error::NotFound(_))) => {
-                Exit::CorruptData
-            }
-            restore::Error::Pghoard(PghoardError::Repository(error)) => exit_of_repository(error),
+            | restore::Error::FileList(FileListObjectError::Repository(error))
+            | restore::Error::Pghoard(PghoardError::Repository(error)) => exit_of_repository(error),
             restore::Error::FileList(_)
             | restore::Error::Pghoard(_)
             | restore::Error::Keys(BackupKeyError::Altered(_)) => Exit::CorruptData,

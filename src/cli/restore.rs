@@ -278,7 +278,7 @@ impl<'a> Decided<'a> {
 /// Where the files of a backup come from.
 enum Origin<'a> {
     Own(&'a BackupRecord),
-    Pghoard(pghoard::Source),
+    Pghoard(Box<pghoard::Source>),
 }
 
 /// A tablespace of either kind of backup.
@@ -308,7 +308,7 @@ impl<'a> Origin<'a> {
                 Some(backup) => {
                     let source = pghoard::Source::open(&site.repository, backup).await;
                     let source = source.and_then(|source| source.check().map(|()| source));
-                    Some(Origin::Pghoard(source.map_err(restore::Error::from)?))
+                    Some(Origin::Pghoard(Box::new(source.map_err(restore::Error::from)?)))
                 }
                 None => None,
             },

@@ -34,7 +34,6 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (SITE, "basebackup_delta_mode_min_delta_file_size", "small files always share frames"),
     (SITE, "basebackup_mode", "base backups always come over the replication protocol"),
     (SITE, "basebackup_threads", "`parallelism` decides"),
-    (SITE, "moved_from", "other sites' backups are not read yet"),
     (SITE, "pg_basebackup_path", "no such program is used"),
     (SITE, "pg_bin_directory", "no programs of PostgreSQL are used"),
     (SITE, "pg_receivexlog", "nothing is kept on local disk"),

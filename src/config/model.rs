@@ -93,6 +93,8 @@ pub struct SiteConfig {
     /// What the server's version should be.
     pub pg_version: Option<u32>,
     pub keys: KeyRing,
+    /// Other sites whose backups and WAL this one continues.
+    pub moved_from: Vec<String>,
     pub data_directory: Option<PathBuf>,
     pub schedule: Schedule,
     pub retention: Retention,
@@ -419,6 +421,7 @@ impl<'a> SiteReader<'a> {
             slot,
             storage,
             keys,
+            moved_from: site.moved_from.clone().unwrap_or_default(),
             data_directory: site.pg_data_directory.as_ref().map(|path| host.current_directory.join(path)),
             schedule,
             retention,

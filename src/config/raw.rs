@@ -128,6 +128,8 @@ pub struct RawSite {
     pub object_storage: Option<RawObjectStorage>,
     /// Everything written is encrypted for this one of `encryption_keys` (default: not encrypted).
     pub encryption_key_id: Option<String>,
+    /// Sites whose base backups and WAL this one continues, the latest first.
+    pub moved_from: Option<Vec<String>>,
     /// Key pairs by name. A host that only backs up needs no private part.
     pub encryption_keys: Option<BTreeMap<String, RawKeyPair>>,
     /// Put before the name of every object of the site (default: the site's name).
@@ -170,6 +172,7 @@ impl Default for RawSite {
             nodes: None,
             object_storage: None,
             encryption_key_id: None,
+            moved_from: None,
             encryption_keys: None,
             prefix: None,
             pg_data_directory: None,

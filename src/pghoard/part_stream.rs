@@ -302,15 +302,11 @@ impl TarPart {
                 }
             })
         });
-        match inside {
-            Some(path) => Ok(Some(path)),
-            None => {
-                let name = String::from_utf8_lossy(name);
-                Err(self.damaged(format!(
-                    "`{name}` in it belongs neither to the data directory nor to a tablespace"
-                )))
-            }
+        if inside.is_some() {
+            return Ok(inside);
         }
+        let name = String::from_utf8_lossy(name);
+        Err(self.damaged(format!("`{name}` in it belongs neither to the data directory nor to a tablespace")))
     }
 
     fn damaged(&self, why: String) -> PghoardError {

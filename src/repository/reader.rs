@@ -17,7 +17,8 @@ use super::repository::Repository;
 use crate::codec::{Decoder, KeyRing, NamedHash, NamedHasher, PrivateKey, StreamOpener, Summary, is_sealed};
 use crate::storage;
 
-/// Plaintext per chunk; two of them are in memory, the one held back and the one being made.
+/// Plaintext per chunk; three of them are in memory: one with the caller, the one held back and the one
+/// being made.
 const CHUNK: usize = 512 << 10;
 /// Stored bytes per turn of the decoder.
 const INPUT: usize = 256 << 10;
@@ -39,6 +40,15 @@ enum Work {
     Idle(Box<Decoding>),
     Busy(JoinHandle<(Box<Decoding>, Result<Step, Failure>)>),
     Over,
+}
+
+impl Work {
+    fn turn(mut decoding: Box<Decoding>) -> Self {
+        Self::Busy(tokio::task::spawn_blocking(move || {
+            let step = decoding.step();
+            (decoding, step)
+        }))
+    }
 }
 
 enum Step {
@@ -205,15 +215,13 @@ impl ObjectReader {
         }
     }
 
-    /// One turn of the decoder; none after its end.
+    /// One turn of the decoder; none after its end. The next turn begins while the caller deals with the
+    /// chunk that this one made.
     async fn step(&mut self) -> Result<Option<Step>, Error> {
         if let Work::Idle(_) = self.work
-            && let Work::Idle(mut decoding) = std::mem::replace(&mut self.work, Work::Over)
+            && let Work::Idle(decoding) = std::mem::replace(&mut self.work, Work::Over)
         {
-            self.work = Work::Busy(tokio::task::spawn_blocking(move || {
-                let step = decoding.step();
-                (decoding, step)
-            }));
+            self.work = Work::turn(decoding);
         }
         let Work::Busy(job) = &mut self.work else {
             return if self.summary.is_some() { Ok(None) } else { Err(self.gone()) };
@@ -222,9 +230,11 @@ impl ObjectReader {
         self.work = Work::Over;
         match step {
             Ok(step) => {
-                if !matches!(step, Step::End(..)) {
-                    self.work = Work::Idle(decoding);
-                }
+                self.work = match step {
+                    Step::NeedInput => Work::Idle(decoding),
+                    Step::Chunk(_) => Work::turn(decoding),
+                    Step::End(..) => Work::Over,
+                };
                 Ok(Some(step))
             }
             Err(Failure::Codec(error)) => Err(Error::of_content(self.name, &error)),

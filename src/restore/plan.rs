@@ -145,6 +145,9 @@ pub fn plan(
         &nothing
     };
     let way = Way { catalog, known: &known, coverage, backup, path: RecoveryPath::new(&history), target };
+    if let Some(plan) = way.without_archive(&history, timeline, &mut warnings) {
+        return Ok(plan);
+    }
     way.require(backup.needed_lsn)?;
     let (to, reach) = way.destination(&history, now, &mut warnings)?;
     way.require(to)?;
@@ -331,6 +334,33 @@ impl Way<'_> {
         })
     }
 
+    /// The plan for a backup with WAL of its own, when the archive has none of it.
+    fn without_archive(
+        &self,
+        history: &TimelineHistory,
+        target_timeline: TargetTimeline,
+        warnings: &mut Vec<String>,
+    ) -> Option<RestorePlan> {
+        let enough = matches!(self.target, RecoveryTarget::Latest | RecoveryTarget::Immediate);
+        if !self.backup.holds_wal || !enough || self.require(self.backup.needed_lsn).is_ok() {
+            return None;
+        }
+        warnings.push(format!(
+            "the archive has no WAL for backup `{}`: recovery ends with what the backup holds itself",
+            self.backup.name
+        ));
+        Some(RestorePlan {
+            backup: self.backup.clone(),
+            target: self.target.clone(),
+            target_timeline,
+            timeline: history.timeline(),
+            reach: Reach { timeline: self.backup.timeline, lsn: None, time: None },
+            wal: Vec::new(),
+            wal_segment_count: 0,
+            warnings: std::mem::take(warnings),
+        })
+    }
+
     /// The first byte that is not there, at or before `to`.
     fn hole(&self, missing: &Missing, to: Lsn) -> Lsn {
         let first = missing.segments[0].first;
@@ -499,8 +529,9 @@ impl fmt::Display for RestorePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::DamagedBackup;
     use crate::catalog::example::{Archive, SIZE, at, time, tli};
+    use crate::catalog::{BackupRecord, DamagedBackup};
+    use crate::repository::BackupName;
     use proptest::prelude::*;
 
     const NOW: &str = "2026-11-21T12:00:00Z";
@@ -525,7 +556,7 @@ mod tests {
         target: &RecoveryTarget,
         timeline: TargetTimeline,
     ) -> Result<RestorePlan, PlanError> {
-        plan(&archive.catalog(), backup.parse().unwrap(), target, timeline, time(NOW))
+        plan(&archive.catalog(), &backup.parse().unwrap(), target, timeline, time(NOW))
     }
 
     fn to_time(text: &str) -> RecoveryTarget {
@@ -658,7 +689,7 @@ mod tests {
         assert!(matches!(run(Archive::new(), &latest), Err(PlanError::NoBackup)));
         let damaged = |catalog: &mut Catalog| {
             catalog.damaged.push(DamagedBackup {
-                name: "20261121T110000Z".parse().unwrap(),
+                name: "20261121T110000Z".parse::<BackupName>().unwrap().into(),
                 reason: "truncated".to_owned(),
             });
         };

@@ -99,7 +99,7 @@ pub(super) async fn remove_pghoard(
     let is_dropped = |id: &PghoardId| {
         plan.backups.iter().any(|made| made.verdict == Verdict::Drop && pghoard_id(&made.backup) == Some(id))
     };
-    if plan.dropped().filter_map(pghoard_id).next().is_none() && plan.delta_files.is_empty() {
+    if plan.dropped().find_map(pghoard_id).is_none() && plan.delta_files.is_empty() {
         return Ok(report);
     }
     let catalog = Catalog::load_backups(repository).await?;

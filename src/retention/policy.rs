@@ -506,7 +506,7 @@ mod tests {
     fn the_last_backup_stays_whatever_the_policy() {
         let none = RetentionPolicy { count: Some(0), count_min: 1, age_days_max: Some(0.001), ..keep(0) };
         let plan = decide(daily(20..=21), &none);
-        assert_eq!(plan.dropped().map(|name| name.to_string()).collect::<Vec<_>>(), ["20261120T100000Z"]);
+        assert_eq!(plan.dropped().map(ToString::to_string).collect::<Vec<_>>(), ["20261120T100000Z"]);
     }
 
     #[test]
@@ -535,8 +535,10 @@ mod tests {
 
     #[test]
     fn an_unreadable_record_stops_pruning() {
-        let damaged =
-            DamagedBackup { name: "20261120T100000Z".parse().unwrap(), reason: "it has format 2".to_owned() };
+        let damaged = DamagedBackup {
+            name: "20261120T100000Z".parse::<BackupName>().unwrap().into(),
+            reason: "it has format 2".to_owned(),
+        };
         let archive = daily(17..=19).change(|catalog| {
             catalog.damaged.push(damaged);
             catalog.unfinished.push(unfinished("2026-11-01T00:00:00Z", false));
@@ -743,7 +745,7 @@ mod tests {
             let catalog = archive.catalog();
             let plan = plan(&catalog, &keep(count), time(NOW));
             let dropped: Vec<_> = plan.dropped().collect();
-            for record in catalog.backups.iter().filter(|record| !dropped.contains(&record.name)) {
+            for record in catalog.backups.iter().filter(|record| !dropped.contains(&&BackupId::Own(record.name))) {
                 for number in 1..=u32::try_from(ways.len()).unwrap() {
                     let history = catalog.histories.history(tli(number)).unwrap();
                     if !history.contains(record.stop_timeline, record.stop_lsn) {

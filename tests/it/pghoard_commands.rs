@@ -611,8 +611,10 @@ fn pghoards_bucket_is_listed_and_restored_by_its_own_options() {
     dress.run("pghoard_restore", &[&get[..], &["--no-cancel-preserve-on-success"]].concat()).success();
     // Kept until then, as PGHoard reads it.
     let requests = dress.scratch.path().join("bucket").join(&site).join("preservation_request");
-    let kept: Vec<String> =
-        fs::read_dir(&requests).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let kept: Vec<String> = fs::read_dir(&requests)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert!(kept.iter().any(|name| name.ends_with("_2099-01-01 00:00:00+00:00")), "{kept:?}");
     let metadata = kept.iter().find(|name| name.ends_with(".metadata")).expect("metadata beside it");
     let metadata: Value = serde_json::from_slice(&fs::read(requests.join(metadata)).unwrap()).unwrap();
