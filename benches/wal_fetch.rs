@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgkeep::codec::{Compression, Decoder, Expected as Content};
-use pgkeep::postgres::{Expected, SegmentName};
+use pgkeep::postgres::SegmentName;
 use pgkeep::repository::{Facts, ObjectName, Repository, Settings};
 use pgkeep::serve::{Deps, Limits, Site, run};
 use pgkeep::storage::{self, Access, StorageConfig};
@@ -77,15 +77,11 @@ fn main() {
     let content = segment_bytes();
     runtime.block_on(repository.put(name, content.clone().into(), Facts::default())).unwrap();
 
-    let site = Site {
-        name: "main".to_owned(),
-        repository: tokio::sync::watch::channel(Some(repository.clone())).1,
-        data_directory: None,
-        expected: tokio::sync::watch::channel(Expected::default()).1,
-    };
+    let site = Site::new("main", tokio::sync::watch::channel(Some(repository.clone())).1);
     let deps = Deps {
         sites: vec![site],
         status: Arc::new(|| serde_json::Value::Null),
+        metrics: Arc::new(String::new),
         ready: Arc::new(|| Ok(())),
         credentials: None,
         limits: Limits::default(),

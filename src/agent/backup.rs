@@ -56,6 +56,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the server, or the way to it, has to do with it.
+    pub const fn server(&self) -> Option<&postgres::Error> {
+        match self {
+            Self::Nodes(NodesError::Server(error))
+            | Self::Server(error)
+            | Self::Wal(wal::Error::Server(error))
+            | Self::Backup(basebackup::Error::Server(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Nodes(error) => error.hint(),

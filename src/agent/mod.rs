@@ -1,12 +1,19 @@
 //! The daemon: one supervised task set per site; wiring, no domain logic.
 
+mod alerts;
 mod backup;
 mod coverage;
+mod exposure;
 mod former;
+mod leftovers;
 mod nodes;
 mod opening;
+mod report;
 mod site;
+mod state_file;
 mod status;
+mod telemetry;
+mod transfers;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,15 +28,18 @@ use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
 pub use former::open_former;
-pub use nodes::NodesError;
+pub use nodes::{NodesError, current_segment};
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;
 
 use crate::config::{self, Config, HttpConfig, WalIntake};
-use crate::runtime::{Signal, Signals, TaskEnd, TaskGroup};
+use crate::observe::{names, push_metrics, tell_statsd};
+use crate::runtime::{ServiceState, Signal, Signals, TaskEnd, TaskGroup, notify_service};
 use crate::serve;
 use opening::Opening;
+use report::Reporter;
 use site::chain as causes;
+use telemetry::{Outlets, Telemetry, pass_lines, post_notices};
 
 /// What tasks get beyond the grace given to storage before they are abandoned.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
@@ -74,7 +84,8 @@ pub async fn run(
     reload: &dyn Fn() -> Result<Config, config::Error>,
 ) -> Result<(), Error> {
     let mut signals = Signals::install().map_err(Error::Signals)?;
-    while let Some(next) = run_with(&config, &mut signals, reload).await? {
+    let telemetry = Arc::new(Telemetry::resume(&state_file::read(&config.reporting.state_file)));
+    while let Some(next) = run_with(&config, &telemetry, &mut signals, reload).await? {
         info!("starting anew with the new configuration");
         config = next;
     }
@@ -85,16 +96,23 @@ pub async fn run(
 /// Runs with one configuration; returns the next one, if there is one.
 async fn run_with(
     config: &Config,
+    telemetry: &Arc<Telemetry>,
     signals: &mut Signals,
     reload: &dyn Fn() -> Result<Config, config::Error>,
 ) -> Result<Option<Config>, Error> {
     let listener = listen(&config.http).await?;
     let cancel = CancellationToken::new();
-    let openings: Arc<[Opening]> = config.sites.iter().map(Opening::new).collect();
+    let (openings, outlets): (Vec<Opening>, Vec<Outlets>) =
+        config.sites.iter().map(|site| Opening::new(site, telemetry)).unzip();
+    let openings: Arc<[Opening]> = openings.into();
     let mut serving = TaskGroup::new(&CancellationToken::new());
-    let deps = dependencies(config, &openings);
+    let reporter =
+        Arc::new(Reporter::new(Arc::clone(&openings), Arc::clone(telemetry), config.reporting.clone()));
+    let mut reporting = report_with(config, telemetry, &reporter, outlets);
+    let deps = dependencies(config, &openings, &reporter);
     serving.spawn("HTTP server", move |cancel| serve::run(listener, deps, cancel));
     info!(sites = openings.len(), address = config.http.address, port = config.http.port, "pgkeep runs");
+    notify_service(ServiceState::Ready);
 
     let mut opening: FuturesUnordered<_> =
         openings.iter().map(|opening| opening.open(config, &cancel)).collect();
@@ -103,18 +121,25 @@ async fn run_with(
     let ended = loop {
         tokio::select! { biased;
             signal = signals.next() => match signal {
-                Signal::Reload => match reload() {
+                Signal::Reload => {
+                    notify_service(ServiceState::Reloading);
+                    match reload() {
                     Ok(config) => {
+                        telemetry.metrics.add(&names::CONFIG_RELOADS, &[("result", "ok")], 1.0);
                         info!("the configuration is read again; it counts as soon as no base backup runs");
                         next = Some(config);
                     }
                     Err(error) => {
+                        telemetry.metrics.add(&names::CONFIG_RELOADS, &[("result", "failed")], 1.0);
                         let hint = error.hint();
                         error!(error = causes(&error), hint, "the new configuration cannot be used; the old one stays");
                     }
-                },
+                }
+                    notify_service(ServiceState::Ready);
+                }
                 signal => {
                     info!(?signal, "stopping");
+                    notify_service(ServiceState::Stopping);
                     next = None;
                     break Ok(());
                 }
@@ -127,19 +152,23 @@ async fn run_with(
             },
             ended = archiving.unexpected_end() => break Err(ended.into()),
             ended = serving.unexpected_end() => break Err(ended.into()),
+            ended = reporting.unexpected_end() => break Err(ended.into()),
         }
     };
-    let grace = config.sites.iter().map(|site| site.shutdown_grace).max().unwrap_or_default() + DRAIN_MARGIN;
+    let grace = config.sites.iter().map(|site| site.shutdown_grace).max().unwrap_or_default();
+    let grace = config.reporting.stop_grace.unwrap_or_default().max(grace) + DRAIN_MARGIN;
     for name in archiving.drain(grace).await {
         warn!(task = name, "did not stop in time");
     }
     serving.drain(DRAIN_MARGIN).await;
+    // Last, so that the end is told, too.
+    reporting.drain(DRAIN_MARGIN).await;
     ended.map(|()| next)
 }
 
 /// Starts what an opened site needs.
 fn start(archiving: &mut TaskGroup, site: &Arc<Site>) {
-    if !site.config.active {
+    if !site.config.active || site.config.wal_intake == WalIntake::Unknown {
         return;
     }
     let name = &site.config.name;
@@ -173,19 +202,42 @@ async fn listen(http: &HttpConfig) -> Result<TcpListener, Error> {
     })
 }
 
-fn dependencies(config: &Config, openings: &Arc<[Opening]>) -> serve::Deps {
-    let (watched, asked) = (Arc::clone(openings), Arc::clone(openings));
-    let status = move || {
-        let sites: serde_json::Map<_, _> = watched
-            .iter()
-            .map(Opening::status)
-            .map(|status| (status.site.clone(), serde_json::to_value(status).unwrap_or_default()))
-            .collect();
-        serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "sites": sites })
-    };
+/// Starts those who tell others how we are.
+fn report_with(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    reporter: &Arc<Reporter>,
+    outlets: Vec<Outlets>,
+) -> TaskGroup {
+    let mut tasks = TaskGroup::new(&CancellationToken::new());
+    let reporter = Arc::clone(reporter);
+    tasks.spawn("reporter", move |cancel| reporter.run(cancel));
+    if let Some(target) = config.reporting.statsd.clone() {
+        let metrics = telemetry.metrics.clone();
+        tasks.spawn("statsd", move |cancel| tell_statsd(metrics, target, cancel));
+    }
+    if let Some(target) = config.reporting.pushgateway.clone() {
+        let metrics = telemetry.metrics.clone();
+        tasks.spawn("Pushgateway", move |cancel| push_metrics(metrics, target, cancel));
+    }
+    for outlet in outlets {
+        if let Some((url, notices)) = outlet.notifier {
+            tasks.spawn("notifier", move |cancel| post_notices(url, notices, cancel));
+        }
+        if let Some((statsd, lines)) = outlet.statsd {
+            tasks.spawn("storage statsd", move |cancel| pass_lines(statsd, lines, cancel));
+        }
+    }
+    tasks
+}
+
+fn dependencies(config: &Config, openings: &Arc<[Opening]>, reporter: &Arc<Reporter>) -> serve::Deps {
+    let asked = Arc::clone(openings);
+    let (status, metrics) = (Arc::clone(reporter), Arc::clone(reporter));
     serve::Deps {
-        sites: openings.iter().map(Opening::served).collect(),
-        status: Arc::new(status),
+        sites: openings.iter().map(|opening| opening.served(config.restore_prefetch)).collect(),
+        status: Arc::new(move || status.status()),
+        metrics: Arc::new(move || metrics.metrics()),
         ready: Arc::new(move || asked.iter().try_for_each(Opening::ready)),
         limits: serve::Limits::default(),
         credentials: config

@@ -3,7 +3,7 @@
 use tracing::debug;
 
 use crate::config::{NodeConfig, SiteConfig};
-use crate::postgres::{self, Connection, Mode, Network, SlotName};
+use crate::postgres::{self, Connection, Mode, Network, SegmentName, SegmentSize, SlotName};
 
 /// A connection to one of the nodes.
 pub struct Connected<'a> {
@@ -65,6 +65,14 @@ async fn connect_node(node: &NodeConfig) -> Result<Connected<'_>, NodesError> {
     let mut connection = Connection::open(&Network, &node.connection, Mode::Physical).await?;
     let standby = connection.is_standby().await?;
     Ok(Connected { connection, standby, node })
+}
+
+/// The segment that the site's server writes now, and the size of its segments.
+pub async fn current_segment(site: &SiteConfig) -> Result<(SegmentName, SegmentSize), NodesError> {
+    let mut connected = connect(site).await?;
+    let size = connected.connection.identity().await?.segment_size;
+    let position = connected.connection.identify_system().await?;
+    Ok((size.segment_at(position.timeline, position.flush_lsn), size))
 }
 
 /// The slot to stream from on this node.

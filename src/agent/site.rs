@@ -1,27 +1,32 @@
 //! One cluster under care: its repository, its receiver, its base backups.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::alerts::{Alert, Alerts, major_of};
 use super::backup::{self, Wish};
 use super::former::open_former;
 use super::nodes::{self, NodesError};
 use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
+use super::telemetry::{SiteTelemetry, float};
 use crate::basebackup::Schedule;
 use crate::catalog::Catalog;
 use crate::config::{CheckpointMode, Config, SiteConfig, WalIntake};
-use crate::observe::Progress;
-use crate::postgres::Expected;
+use crate::observe::{Progress, names};
+use crate::postgres::{self, Expected};
 use crate::repository::{self, Repository, Settings as RepositorySettings};
 use crate::retention::{self, RetentionPolicy};
 use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
+use crate::serve::BackupEntry;
 use crate::storage::{self, Access, ConditionalPut};
 use crate::wal::{self, Budget, Ended, Known, Position, Reports, SegmentMemory, Slot};
 
@@ -52,8 +57,20 @@ pub struct Site {
     pub expected: watch::Sender<Expected>,
     pub host: String,
     pub parallelism: usize,
+    pub telemetry: SiteTelemetry,
+    pub alerts: Alerts,
+    /// An alert is raised after more failures of storage in a row than this.
+    upload_retries_warning_limit: u32,
+    /// While this file exists no base backup begins.
+    maintenance_file: PathBuf,
+    /// How long storing what has arrived may take when the agent is stopped.
+    stop_grace: Duration,
+    /// The base backups there are as PGHoard lists them, and when each began.
+    listed: Mutex<Vec<(Value, Option<Timestamp>)>>,
+    /// The base backup that is being taken, and when that began.
+    running: Mutex<Option<(Timestamp, Progress)>>,
     /// Asks for a base backup out of turn.
-    pub backup_wanted: Notify,
+    pub backup_wanted: Arc<Notify>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +108,17 @@ impl Error {
 impl Site {
     /// Opens the site's storage. `access` says whether anything will be written.
     pub async fn open(config: &Config, site: &SiteConfig, access: Access) -> Result<Self, Error> {
-        let store = storage::open(&site.storage, access).await?;
+        Self::open_watched(config, site, access, SiteTelemetry::unheard(site)).await
+    }
+
+    /// [`Site::open`] with everything counted in `telemetry`.
+    pub async fn open_watched(
+        config: &Config,
+        site: &SiteConfig,
+        access: Access,
+        telemetry: SiteTelemetry,
+    ) -> Result<Self, Error> {
+        let store = telemetry.observe(&storage::open(&site.storage, access).await?);
         let honoured = match access {
             Access::Write => Some(store.probe_conditional_put().await?),
             Access::Read => None,
@@ -140,9 +167,84 @@ impl Site {
             expected: watch::Sender::new(Expected::default()),
             host,
             parallelism: config.parallelism.min(memory_bound(config.memory_limit)),
-            backup_wanted: Notify::new(),
+            backup_wanted: Arc::default(),
+            telemetry,
+            alerts: Alerts::new(config.reporting.alert_directory.clone()),
+            upload_retries_warning_limit: config.reporting.upload_retries_warning_limit,
+            maintenance_file: config.reporting.maintenance_file.clone(),
+            stop_grace: config.reporting.stop_grace.unwrap_or(site.shutdown_grace),
+            listed: Mutex::default(),
+            running: Mutex::default(),
             config: site.clone(),
         })
+    }
+
+    /// Whether WAL comes from a server now.
+    pub fn is_streaming(&self) -> bool {
+        self.status.snapshot(None).archiving.state == "streaming"
+    }
+
+    /// The base backup that is being taken, and when that began.
+    pub fn running_backup(&self) -> Option<(Timestamp, Progress)> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_running(&self, running: Option<(Timestamp, Progress)>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = running;
+    }
+
+    /// Looks at the list of base backups as it was last read.
+    pub fn listed<T>(&self, look: impl FnOnce(&[(Value, Option<Timestamp>)]) -> T) -> T {
+        look(&self.listed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Remembers which base backups there are.
+    fn list(&self, catalog: &Catalog) {
+        let (prefix, name) = (&self.config.prefix, &self.config.name);
+        let own = catalog.backups.iter();
+        let own = own.map(|record| (BackupEntry::of(prefix, name, record), record.start_time));
+        let theirs = catalog.pghoard.iter();
+        let theirs = theirs.map(|backup| (BackupEntry::of_pghoard(backup), backup.start_time));
+        let entries = own.chain(theirs).map(|(entry, start_time)| {
+            let mut entry = entry.to_json();
+            // PGHoard's state has the last part of the name only.
+            let name = entry["name"].as_str().map(|name| name.rsplit('/').next().unwrap_or(name).to_owned());
+            entry["name"] = Value::from(name);
+            (entry, Some(start_time))
+        });
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = entries.collect();
+    }
+
+    /// Whether a file asks for no base backup to begin.
+    async fn is_in_maintenance(&self) -> bool {
+        tokio::fs::try_exists(&self.maintenance_file).await.unwrap_or(false)
+    }
+
+    /// Raises an alert when storage has failed too often.
+    async fn alert_storage(&self) {
+        if self.telemetry.storage_failures() > self.upload_retries_warning_limit {
+            self.alerts.raise(Alert::UploadRetries).await;
+        }
+    }
+
+    /// Raises an alert when the server is not of the version it should be.
+    async fn check_version(&self, server: Option<&str>) {
+        let Some(server) = server.and_then(|version| version.split('.').next()?.parse::<u32>().ok()) else {
+            return;
+        };
+        let configured = self.config.pg_version.map(|version| version / 10_000);
+        let on_disk = self.config.data_directory.as_deref().and_then(major_of);
+        for (expected, why) in
+            [(configured, "`pg_version`"), (on_disk, "`PG_VERSION` in `pg_data_directory`")]
+        {
+            if let Some(expected) = expected.filter(|expected| *expected != server) {
+                warn!(
+                    site = self.config.name,
+                    server, expected, "the server is of another version than {why} says"
+                );
+                self.alerts.raise(Alert::VersionMismatch).await;
+            }
+        }
     }
 
     /// What the archive holds now, as far as archiving needs to know it.
@@ -184,6 +286,45 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Since when no server could be connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Unreached {
+    /// Never was one: what is wrong is wrong with the configuration.
+    #[default]
+    Always,
+    /// There was one; `None` while there still is.
+    Since(Option<Instant>),
+}
+
+impl Unreached {
+    /// Whether an alert is due; a server that is just being restarted is none.
+    fn is_alarming(&mut self, transient: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Since(since) => {
+                !transient || since.get_or_insert_with(Instant::now).elapsed() >= REMIND_INTERVAL
+            }
+        }
+    }
+}
+
+impl Site {
+    /// Counts what ended archiving, and raises the alert that it deserves.
+    async fn archiving_failed(&self, error: &ArchiveError, unreached: &mut Unreached) {
+        let exception = if error.is_of_storage() { "StorageError" } else { "PostgresError" };
+        self.telemetry.error("archiving", "walreceiver_run", exception);
+        if error.is_of_storage() {
+            self.telemetry.storage_failed();
+        }
+        self.alert_storage().await;
+        if let Some(alert) = error.server().and_then(Alert::of)
+            && unreached.is_alarming(error.is_transient())
+        {
+            self.alerts.raise(alert).await;
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ArchiveError {
     #[error(transparent)]
@@ -205,7 +346,18 @@ impl ArchiveError {
 
     /// Whether storage is what fails. It does not mind being asked, and PostgreSQL keeps WAL meanwhile.
     const fn is_of_storage(&self) -> bool {
-        matches!(self, Self::Repository(_) | Self::Wal(wal::Error::Repository(_)))
+        matches!(
+            self,
+            Self::Repository(_) | Self::Wal(wal::Error::Repository(_) | wal::Error::StorageStalled(_))
+        )
+    }
+
+    /// What the server, or the way to it, has to do with it.
+    const fn server(&self) -> Option<&postgres::Error> {
+        match self {
+            Self::Nodes(NodesError::Server(error)) | Self::Wal(wal::Error::Server(error)) => Some(error),
+            _ => None,
+        }
     }
 
     /// Whether it may pass without anybody's help.
@@ -242,6 +394,7 @@ impl Told {
 pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Result<(), BoxError> {
     let mut backoff = Backoff::new(&ARCHIVE_RETRY, rand::random());
     let mut told = Told::default();
+    let mut unreached = Unreached::default();
     while !cancel.is_cancelled() {
         site.status.update(|status| status.archiving.state = "connecting");
         let before = site.position.borrow().map(|position| position.stored);
@@ -254,6 +407,7 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
         };
         if site.position.borrow().map(|position| position.stored) != before {
             backoff.reset();
+            unreached = Unreached::Since(None);
         }
         let delay = match ended {
             Ok(Ended::Cancelled) => break,
@@ -267,6 +421,7 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
                 let again = backoff.next().unwrap_or(ARCHIVE_RETRY.max);
                 let again = if transient || error.is_of_storage() { again } else { OPERATOR_RETRY };
                 told.tell(&site.config.name, &message, hint.as_deref(), transient, again);
+                site.archiving_failed(&error, &mut unreached).await;
                 site.status.failed(&message, hint);
                 again
             }
@@ -287,7 +442,7 @@ pub async fn keep_archiving(site: Arc<Site>, cancel: CancellationToken) -> Resul
 /// Resolves when stopping has taken longer than storage is given.
 async fn refused_to_stop(site: &Site, cancel: &CancellationToken) {
     cancel.cancelled().await;
-    sleep(site.config.shutdown_grace + Duration::from_secs(2)).await;
+    sleep(site.stop_grace.max(site.config.shutdown_grace) + Duration::from_secs(2)).await;
 }
 
 async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, ArchiveError> {
@@ -319,7 +474,9 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
             "none of the nodes is a primary; archiving from a standby"
         );
     }
+    let version = server.version.clone();
     site.status.update(|status| status.server = Some(server));
+    site.check_version(Some(&version)).await;
     let reports = Reports {
         position: &site.position,
         gap: &|gap| {
@@ -331,6 +488,7 @@ async fn archive_once(site: &Site, cancel: &CancellationToken) -> Result<Ended, 
                 let wal::WalGap { timeline, from, to, reason } = gap;
                 status.gaps.push(GapStatus { timeline, from, to, reason });
             });
+            site.telemetry.metrics().add(&names::WAL_GAPS, &[("site", &site.config.name)], 1.0);
             site.backup_wanted.notify_one();
         },
     };
@@ -377,6 +535,8 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
     let mut backoff = Backoff::new(&BACKUP_RETRY, rand::random());
     let mut last = None;
     let mut loaded = false;
+    let mut asked = false;
+    let mut held = false;
     // A gap that no backup has healed yet: an earlier run may have found it, or the backup after it failed.
     let mut cut_off = false;
     while !cancel.is_cancelled() {
@@ -396,6 +556,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
         if !loaded {
             match Catalog::load(&site.repository).await {
                 Ok(catalog) => {
+                    site.list(&catalog);
                     last = catalog.last_start();
                     cut_off = schedule.interval.is_some() && is_cut_off(&catalog);
                     loaded = true;
@@ -406,9 +567,23 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
                 }
             }
         }
-        if !wanted && !cut_off && !schedule.is_due(last, SystemClock.now()) {
+        asked |= wanted;
+        if !asked && !cut_off && !schedule.is_due(last, SystemClock.now()) {
             continue;
         }
+        // While somebody works on the server no backup begins; what was asked for is taken afterwards.
+        let maintenance = site.is_in_maintenance().await;
+        if maintenance != held {
+            held = maintenance;
+            info!(
+                site = site.config.name, file = %site.maintenance_file.display(), maintenance,
+                "a base backup is due, and waits while the maintenance file exists"
+            );
+        }
+        if maintenance {
+            continue;
+        }
+        asked = false;
         // Counted by start time, as the record does; and a backup asked for is asked for until it is there.
         loaded = false;
         if back_up(&site, &cancel).await {
@@ -434,16 +609,32 @@ fn is_cut_off(catalog: &Catalog) -> bool {
 /// One backup with pruning after it; returns whether the backup succeeded.
 async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
     site.status.update(|status| status.backup.running = true);
+    let began = SystemClock.now();
+    let metrics = site.telemetry.metrics();
+    let labels = [("site", site.config.name.as_str())];
+    metrics.set(&names::PGHOARD_REQUESTED, &labels, 1.0);
     let wish = Wish { fast_checkpoint: site.config.backup_checkpoint == CheckpointMode::Fast, note: None };
     let progress = Progress::lines(format!("backup of {}", site.config.name));
+    site.set_running(Some((began, progress.clone())));
     let result = if site.config.wal_intake == WalIntake::Stream {
         Box::pin(backup::with_agent(site, &wish, &progress, cancel)).await
     } else {
         Box::pin(backup::alone(site, &wish, &progress, cancel)).await
     };
     progress.finish();
+    site.set_running(None);
+    let took = SystemClock.now().duration_since(began).as_secs_f64();
+    let count = |result| {
+        metrics.add(&names::BACKUPS, &[("site", site.config.name.as_str()), ("result", result)], 1.0);
+    };
     let (succeeded, failed) = match result {
         Ok(record) => {
+            count("ok");
+            metrics.add(&names::PGHOARD_COMPLETED, &[], 1.0);
+            metrics.set(&names::PGHOARD_BACKUP_TIME, &[("basebackup_mode", "pgkeep")], took);
+            metrics.set(&names::BACKUP_DURATION, &labels, took);
+            metrics.set(&names::BACKUP_BYTES, &labels, float(record.stored_bytes));
+            metrics.set(&names::BACKUP_PLAIN_BYTES, &labels, float(record.plaintext_bytes));
             site.status.update(|status| {
                 status.backup.last = Some(record.name.to_string());
                 status.backup.last_start_time = Some(record.start_time);
@@ -452,6 +643,13 @@ async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
         }
         Err(_) if cancel.is_cancelled() => (false, None),
         Err(error) => {
+            count("failed");
+            metrics.add(&names::PGHOARD_FAILED, &[], 1.0);
+            site.telemetry.error("backup", "PGBaseBackup", "BackupError");
+            if let Some(alert) = error.server().and_then(Alert::of) {
+                site.alerts.raise(alert).await;
+            }
+            site.alert_storage().await;
             let (message, hint) = (chain(&error), error.hint());
             error!(site = site.config.name, error = message, hint, "the base backup failed");
             (false, Some(failed_now(&message, hint)))
@@ -462,6 +660,7 @@ async fn back_up(site: &Arc<Site>, cancel: &CancellationToken) -> bool {
         status.backup.last_error = failed;
     });
     if succeeded && let Err(error) = prune(site).await {
+        site.telemetry.error("prune", "delete_remote_basebackup", "StorageError");
         warn!(
             site = site.config.name,
             error = chain(&error),
@@ -483,9 +682,12 @@ pub fn policy(site: &SiteConfig) -> RetentionPolicy {
 
 async fn prune(site: &Site) -> Result<(), repository::Error> {
     let mut catalog = Catalog::load(&site.repository).await?;
+    site.list(&catalog);
     let now = SystemClock.now();
     let plan = retention::survey(&site.repository, &mut catalog, &policy(&site.config), now).await?;
     let report = retention::apply(&site.repository, &plan, now).await?;
+    let labels = [("site", site.config.name.as_str())];
+    site.telemetry.metrics().add(&names::PRUNED, &labels, float(report.backup_count));
     info!(
         site = site.config.name,
         backups = report.backup_count,

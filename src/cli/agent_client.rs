@@ -190,7 +190,7 @@ impl Agent {
         }
     }
 
-    fn connect(&self) -> Result<TcpStream, AgentError> {
+    pub(super) fn connect(&self) -> Result<TcpStream, AgentError> {
         let unreachable = |source| AgentError::Unreachable { address: self.address(), source };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in (self.host.as_str(), self.port).to_socket_addrs().map_err(unreachable)? {
@@ -212,7 +212,7 @@ impl Agent {
         self.request_for(method, &format!("/{}/archive/{file}", encode(site)), fields)
     }
 
-    fn request_for(&self, method: &str, path: &str, fields: &str) -> String {
+    pub(super) fn request_for(&self, method: &str, path: &str, fields: &str) -> String {
         let authorization = self
             .authorization
             .as_ref()
@@ -223,8 +223,12 @@ impl Agent {
         )
     }
 
-    /// Reads the head of the answer and makes sure that an agent gave it.
-    fn answer(&self, mut stream: TcpStream, patience: Duration) -> Result<(Head, Body), AgentError> {
+    /// Reads the head of an answer, and the beginning of its body that came with it.
+    pub(super) fn read_head(
+        &self,
+        stream: &mut TcpStream,
+        patience: Duration,
+    ) -> Result<(Head, Vec<u8>), AgentError> {
         let deadline = Instant::now() + patience;
         let mut bytes = Vec::with_capacity(4 << 10);
         let mut buffer = vec![0; LONGEST_HEAD];
@@ -247,6 +251,13 @@ impl Agent {
             }
         };
         let head = parse_head(&bytes[..end]).map_err(|source| self.malformed(source))?;
+        stream.set_read_timeout(Some(STALL_TIMEOUT)).map_err(|source| self.broken(source))?;
+        Ok((head, bytes.split_off(end)))
+    }
+
+    /// Reads the head of the answer and makes sure that an agent gave it.
+    fn answer(&self, mut stream: TcpStream, patience: Duration) -> Result<(Head, Body), AgentError> {
+        let (head, early) = self.read_head(&mut stream, patience)?;
         if !head.is_from_agent() {
             let server = head.server.unwrap_or_else(|| "an unnamed server".to_owned());
             let server = printable(server.as_bytes());
@@ -254,8 +265,6 @@ impl Agent {
         }
         let length =
             head.content_length.ok_or_else(|| self.malformed(MalformedHead::Value("content-length")))?;
-        stream.set_read_timeout(Some(STALL_TIMEOUT)).map_err(|source| self.broken(source))?;
-        let early = bytes.split_off(end);
         let body = Body { address: self.address(), length, remaining: length, early, stream };
         Ok((head, body))
     }
@@ -268,7 +277,7 @@ impl Agent {
         }
     }
 
-    fn broken(&self, source: io::Error) -> AgentError {
+    pub(super) fn broken(&self, source: io::Error) -> AgentError {
         broken(self.address(), source)
     }
 
@@ -371,7 +380,7 @@ fn without_credentials(text: &str) -> String {
     }
 }
 
-fn encode(segment: &str) -> String {
+pub(super) fn encode(segment: &str) -> String {
     use std::fmt::Write as _;
     let mut encoded = String::with_capacity(segment.len());
     for byte in segment.bytes() {

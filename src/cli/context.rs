@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use super::GlobalOptions;
 use crate::agent;
 use crate::config::{Config, Loaded, SiteConfig, Source, Warning};
-use crate::observe::{LogFormat, LogLevel, init_log};
+use crate::observe::{LogFormat, LogLevel, init_log, set_log_level};
 use crate::repository::{Repository, Settings};
 use crate::runtime::variable;
 use crate::storage::{self, Access};
@@ -40,14 +40,15 @@ impl Context {
     pub fn start(&self) -> anyhow::Result<Config> {
         let Loaded { config, warnings } = self.load()?;
         self.start_log(config.log_level)?;
-        for warning in warnings {
-            if matches!(warning, Warning::WithoutEffect { .. }) {
-                tracing::info!("configuration: {warning}");
-            } else {
-                tracing::warn!("configuration: {warning}");
-            }
-        }
+        tell(&warnings);
         Ok(config)
+    }
+
+    /// Changes the level of the log as a configuration read again says, unless it is given otherwise.
+    pub fn log_level_changed(&self, configured: Option<LogLevel>) {
+        if self.options.log_level.is_none() && variable("PGKEEP_LOG").is_none() {
+            set_log_level(configured.unwrap_or_default());
+        }
     }
 
     /// Starts the log: the flag goes before `PGKEEP_LOG`, and that before the configuration.
@@ -87,5 +88,16 @@ impl Context {
         let store = storage::open(&site.storage, access).await?;
         let former = agent::open_former(config, site, &settings, access).await?;
         Ok(Repository::continuing(store, &site.prefix, settings, former))
+    }
+}
+
+/// Logs what a configuration's author should know.
+pub fn tell(warnings: &[Warning]) {
+    for warning in warnings {
+        if matches!(warning, Warning::WithoutEffect { .. }) {
+            tracing::info!("configuration: {warning}");
+        } else {
+            tracing::warn!("configuration: {warning}");
+        }
     }
 }

@@ -14,6 +14,8 @@ pub struct Head {
     pub status: u16,
     pub server: Option<String>,
     pub content_length: Option<u64>,
+    /// All other fields; names in lower case.
+    pub others: Vec<(String, String)>,
 }
 
 impl Head {
@@ -51,7 +53,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Head, MalformedHead> {
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
         .and_then(parse_status_line)
         .ok_or(MalformedHead::StatusLine)?;
-    let mut head = Head { status, server: None, content_length: None };
+    let mut head = Head { status, server: None, content_length: None, others: Vec::new() };
     for (index, line) in lines.enumerate() {
         if index == MOST_FIELDS {
             return Err(MalformedHead::TooMany);
@@ -67,7 +69,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Head, MalformedHead> {
             "server" => head.server = Some(value.to_owned()),
             // The agent announces every length; a body of another form is not its work.
             "transfer-encoding" => return Err(MalformedHead::Value("transfer-encoding")),
-            _ => {}
+            name => head.others.push((name.to_owned(), value.to_owned())),
         }
     }
     Ok(head)

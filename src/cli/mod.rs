@@ -7,7 +7,18 @@ mod config;
 mod context;
 mod exit;
 mod http_response;
+mod links;
 mod list;
+mod pghoard;
+mod pghoard_archive_cleanup;
+mod pghoard_archive_sync;
+mod pghoard_client;
+mod pghoard_create_keys;
+mod pghoard_daemon;
+mod pghoard_postgres_command;
+mod pghoard_preserve;
+mod pghoard_restore;
+mod pghoard_table;
 mod prune;
 mod render;
 mod restore;
@@ -108,6 +119,8 @@ enum Command {
     WalFetch(wal_fetch::WalFetchArgs),
     /// Store one WAL file for `archive_command`
     WalPush(wal_push::WalPushArgs),
+    /// Make links of PGHoard's names, through which this program takes PGHoard's place
+    Links(links::LinksArgs),
     /// Check, show and describe the configuration
     Config(config::ConfigArgs),
 }
@@ -115,6 +128,10 @@ enum Command {
 /// Parses the arguments, runs the command, prints what went wrong.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(program) = arguments.first().and_then(|called| pghoard::Program::of(called)) {
+        let run = std::panic::catch_unwind(|| program.run(&arguments));
+        return run.unwrap_or_else(|_| program.after_panic(&arguments));
+    }
     // A panic would exit with 101, which PostgreSQL takes for "no more WAL".
     match std::panic::catch_unwind(|| parse_and_run(&arguments)) {
         Ok(status) => status,
@@ -141,6 +158,7 @@ fn parse_and_run(arguments: &[OsString]) -> ExitCode {
         Command::Prune(args) => prune::run(&args, &context),
         Command::WalFetch(args) => return wal_fetch::run(&args, &context).into(),
         Command::WalPush(args) => wal_push::run(&args, &context),
+        Command::Links(args) => links::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),
     };
     match result {

@@ -83,6 +83,11 @@ fn tolerant(written: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
+/// Prints a line beside the output, to standard error.
+pub fn aside(text: impl Display) {
+    writeln!(io::stderr().lock(), "{text}").ok();
+}
+
 /// Prints an error with its causes, then its hints, to standard error.
 pub fn error(error: &anyhow::Error) {
     let mut lines = vec![format!("error: {}", with_causes(error.as_ref()))];
@@ -92,7 +97,7 @@ pub fn error(error: &anyhow::Error) {
 }
 
 /// The error and its causes in one line, without a cause that the message before it has told already.
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
+pub fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

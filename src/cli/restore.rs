@@ -173,53 +173,106 @@ async fn restore(
     if args.if_backup_exists && catalog.has_no_backup() {
         return said(context, "nothing to do", "the archive holds no backup");
     }
-    let now = SystemClock.now();
-    let mut plan = restore::plan(&catalog, &args.backup, target, args.target_timeline, now)?;
-    let origin = Origin::open(&site, &catalog, &plan.backup.name).await?;
-    if let Origin::Pghoard(source) = &origin
-        && source.label().start_segment != source.backup().start_segment
-    {
-        // The metadata's segment was a guess; the one in the backup label counts.
-        let mut corrected = catalog.clone();
-        let found = corrected.pghoard.iter_mut().find(|backup| backup.id == source.backup().id);
-        if let Some(backup) = found {
-            backup.start_segment = source.label().start_segment;
-        }
-        let chosen = BackupChoice::Pghoard(plan.backup.name.to_string());
-        plan = restore::plan(&corrected, &chosen, target, args.target_timeline, now)?;
-    }
+    let decided = Decided::on(&site, &catalog, &args.backup, target, args.target_timeline).await?;
+    let plan = &decided.plan;
     let tablespaces =
-        tablespace_targets(&plan.backup.name, &origin.tablespaces(), &args.tablespace, &directory)?;
-    let recovery = recovery(args, config, site_config, &plan)?;
+        tablespace_targets(&plan.backup.name, &decided.tablespaces(), &args.tablespace, &directory)?;
+    let recovery = recovery(args, config, site_config, plan)?;
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
     if args.dry_run {
-        return show(context, &plan, &directory, &tablespaces, &recovery);
+        return show(context, plan, &directory, &tablespaces, &recovery);
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
-    let work = Work {
-        directory: directory.clone(),
-        tablespaces,
-        parallelism: site.parallelism,
-        durable: !args.no_sync,
-    };
+    let order = Order { directory: &directory, tablespaces, recovery: &recovery, durable: !args.no_sync };
     let restored =
-        Box::pin(interruptible(&cancel, origin.restore(&site, &plan.backup, &work, &progress, &cancel)))
-            .await;
+        Box::pin(interruptible(&cancel, decided.carry_out(&site, order, &progress, &cancel))).await;
     progress.finish();
     restored?;
-    recovery.write(&directory)?;
-    restore::finish(&directory)?;
-    let reach = reach_text(&plan);
+    let reach = reach_text(plan);
     if context.json() {
-        return render::json(&as_json(&plan, &directory, "restored"));
+        return render::json(&as_json(plan, &directory, "restored"));
     }
     render::line(format_args!(
         "restored backup {} into {}; PostgreSQL will recover {reach} when it is started there",
         plan.backup.name,
         directory.display()
     ))
+}
+
+/// A restore that is decided: which backup, which way, and where its files come from.
+pub struct Decided<'a> {
+    pub plan: RestorePlan,
+    origin: Origin<'a>,
+}
+
+/// Where a restore goes, and how the server recovers there.
+pub struct Order<'a> {
+    pub directory: &'a Path,
+    pub tablespaces: Vec<TablespaceTarget>,
+    pub recovery: &'a Recovery,
+    /// Flush everything to disk before the restore counts as done.
+    pub durable: bool,
+}
+
+impl<'a> Decided<'a> {
+    /// Decides, and looks at everything that can be known before the first byte is written.
+    pub async fn on(
+        site: &Site,
+        catalog: &'a Catalog,
+        wanted: &BackupChoice,
+        target: &RecoveryTarget,
+        timeline: TargetTimeline,
+    ) -> anyhow::Result<Decided<'a>> {
+        let now = SystemClock.now();
+        let mut plan = restore::plan(catalog, wanted, target, timeline, now)?;
+        let origin = Origin::open(site, catalog, &plan.backup.name).await?;
+        if let Origin::Pghoard(source) = &origin
+            && source.label().start_segment != source.backup().start_segment
+        {
+            // The metadata's segment was a guess; the one in the backup label counts.
+            let mut corrected = catalog.clone();
+            let found = corrected.pghoard.iter_mut().find(|backup| backup.id == source.backup().id);
+            if let Some(backup) = found {
+                backup.start_segment = source.label().start_segment;
+            }
+            let chosen = BackupChoice::Pghoard(plan.backup.name.to_string());
+            plan = restore::plan(&corrected, &chosen, target, timeline, now)?;
+        }
+        Ok(Self { plan, origin })
+    }
+
+    pub fn tablespaces(&self) -> Vec<Tablespace> {
+        self.origin.tablespaces()
+    }
+
+    /// The server's version, when it is known beforehand: 180004 is 18.4.
+    pub fn server_version_num(&self) -> Option<u32> {
+        match &self.origin {
+            Origin::Own(record) => Some(record.server_version_num),
+            Origin::Pghoard(source) => source.backup().server_version_num,
+        }
+    }
+
+    /// Restores, up to the moment from which PostgreSQL can start.
+    pub async fn carry_out(
+        &self,
+        site: &Site,
+        order: Order<'_>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let work = Work {
+            directory: order.directory.to_owned(),
+            tablespaces: order.tablespaces,
+            parallelism: site.parallelism,
+            durable: order.durable,
+        };
+        self.origin.restore(site, &self.plan.backup, &work, progress, cancel).await?;
+        order.recovery.write(order.directory)?;
+        Ok(restore::finish(order.directory)?)
+    }
 }
 
 /// Where the files of a backup come from.
@@ -229,14 +282,16 @@ enum Origin<'a> {
 }
 
 /// A tablespace of either kind of backup.
-struct Tablespace {
-    oid: u32,
-    name: Option<String>,
-    location: String,
+pub struct Tablespace {
+    pub oid: u32,
+    /// Known of PGHoard's backups only.
+    pub name: Option<String>,
+    /// Its former directory.
+    pub location: String,
 }
 
 impl Tablespace {
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let name = self.name.as_ref().map(|name| format!("`{name}` ")).unwrap_or_default();
         format!("{name}{} ({})", self.location, self.oid)
     }

@@ -305,7 +305,26 @@ impl NewKeyPair {
     /// # Panics
     /// When the system has no randomness to give.
     pub fn generate() -> Self {
-        let key = PrivateDecryptingKey::generate(KeySize::Rsa3072).expect("randomness and memory");
+        Self::of_size(KeySize::Rsa3072)
+    }
+
+    /// Makes a key pair of another length: 2048, 3072, 4096 or 8192 bits.
+    ///
+    /// # Panics
+    /// As [`Self::generate`].
+    pub fn of_bits(bits: u32) -> Option<Self> {
+        let size = match bits {
+            2048 => KeySize::Rsa2048,
+            3072 => KeySize::Rsa3072,
+            4096 => KeySize::Rsa4096,
+            8192 => KeySize::Rsa8192,
+            _ => return None,
+        };
+        Some(Self::of_size(size))
+    }
+
+    fn of_size(size: KeySize) -> Self {
+        let key = PrivateDecryptingKey::generate(size).expect("randomness and memory");
         let private: Pkcs8V1Der<'static> = key.as_der().expect("a new key can be written");
         let public: PublicKeyX509Der<'static> = key.public_key().as_der().expect("a new key can be written");
         Self {

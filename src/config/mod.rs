@@ -17,6 +17,7 @@ mod load;
 mod model;
 mod nodes;
 mod raw;
+mod reporting;
 mod show;
 mod storage;
 mod units;
@@ -28,3 +29,4 @@ pub use model::{
     CheckpointMode, Config, Credentials, HttpConfig, NodeConfig, Retention, Schedule, SiteConfig, WalIntake,
 };
 pub use raw::RawConfig;
+pub use reporting::{Reporting, StateFile, StorageStatsd};

@@ -11,8 +11,9 @@ use super::environment::LIBPQ_VARIABLES;
 use super::error::{Error, Problem, Warning};
 use super::indirect::member_place;
 use super::nodes::{conninfo, default_slot, parsed};
-use super::raw::{Algorithm, RawBackupMode, RawCheckpoint, RawConfig, RawNode, RawSite};
-use super::storage::storage_config;
+use super::raw::{Algorithm, RawCheckpoint, RawConfig, RawNode, RawSite};
+use super::reporting::{Reporting, StorageStatsd};
+use super::storage::{notifier_url, storage_config};
 use crate::codec::{Compression, HashAlgorithm, KeyRing};
 use crate::observe::LogLevel;
 use crate::postgres::{ConnInfo, SlotName};
@@ -20,6 +21,8 @@ use crate::runtime::Lookup;
 use crate::secret::Secret;
 use crate::storage::StorageConfig;
 
+/// Enough to keep two downloads busy while one segment is replayed.
+const DEFAULT_PREFETCH: i32 = 4;
 const DEFAULT_HTTP_PORT: u16 = 16000;
 const DEFAULT_MEMORY_LIMIT: u64 = 64 << 20;
 /// Below this not even one multipart part, one segment and their codecs fit.
@@ -43,8 +46,12 @@ pub struct Config {
     pub memory_limit: u64,
     /// Threads for compression and transfers.
     pub parallelism: usize,
+    /// WAL segments to fetch ahead for PGHoard's clients.
+    pub restore_prefetch: usize,
     /// Set when the configuration says so; flag and environment go before it.
     pub log_level: Option<LogLevel>,
+    /// Who is told what, and by which signs.
+    pub reporting: Reporting,
     /// The file this came from, absolute; `None` when it came from the environment.
     pub source: Option<PathBuf>,
 }
@@ -77,6 +84,14 @@ pub struct SiteConfig {
     /// On every node that names none.
     pub slot: String,
     pub storage: StorageConfig,
+    /// Who is told of every object stored or deleted; may hold a password.
+    pub notifier_url: Option<Secret>,
+    /// Who is told of requests to storage.
+    pub storage_statsd: Option<StorageStatsd>,
+    /// The directory in which PGHoard kept this site's files.
+    pub state_directory: Option<PathBuf>,
+    /// What the server's version should be.
+    pub pg_version: Option<u32>,
     pub keys: KeyRing,
     /// Other sites whose backups and WAL this one continues.
     pub moved_from: Vec<String>,
@@ -102,6 +117,8 @@ pub enum WalIntake {
     Push,
     /// Nowhere; a base backup brings the WAL it needs.
     BackupOnly,
+    /// A mode that nobody knows: nothing is started.
+    Unknown,
 }
 
 /// A server.
@@ -190,11 +207,22 @@ impl Config {
             compression_level: level(algorithm, compression.level, &mut findings),
             hash_algorithm: hash(raw, &mut findings),
             memory_limit: memory_limit(raw, &mut findings),
+            restore_prefetch: usize::try_from(raw.restore_prefetch.unwrap_or(DEFAULT_PREFETCH)).unwrap_or(0),
             parallelism: parallelism(raw, compression.thread_count, host.cpus, &mut findings),
             log_level: raw.log_level.as_ref().and_then(|level| {
                 level.parse().map_err(|error| findings.problem("log_level", format!("{error}"))).ok()
             }),
             sites: sites(raw, host, &mut findings),
+            reporting: Reporting::from_raw(
+                raw,
+                host.current_directory,
+                &mut |problem| findings.problems.push(problem),
+                &mut |place, why| {
+                    findings
+                        .warnings
+                        .push(Warning::Doubtful { place: place.to_owned(), why: why.to_owned() });
+                },
+            ),
             source: None,
         };
         findings.check_sites_are_apart(&config.sites);
@@ -351,16 +379,18 @@ impl<'a> SiteReader<'a> {
     fn read(mut self, raw: &RawConfig, site: &RawSite, host: Host) -> Option<SiteConfig> {
         self.check_name();
         let active = site.active.unwrap_or(true);
-        let wal_intake = match site.active_backup_mode {
-            None | Some(RawBackupMode::PgReceivexlog | RawBackupMode::Walreceiver) => WalIntake::Stream,
-            Some(RawBackupMode::ArchiveCommand) => WalIntake::Push,
-            Some(RawBackupMode::StandaloneHotBackup | RawBackupMode::Basic) => WalIntake::BackupOnly,
-        };
+        let wal_intake = self.wal_intake(site);
         let nodes = self.nodes(site, host);
         if active && site.nodes.as_ref().is_none_or(Vec::is_empty) {
             self.doubtful("nodes", "an active site without nodes cannot be streamed or backed up");
         }
-        let storage = self.storage(site, host);
+        let storage = self.storage(raw, site, host);
+        let store = site.object_storage.as_ref();
+        let notifier_url = store.and_then(|store| store.notifier.as_ref()).map(notifier_url);
+        let notifier_url = notifier_url.transpose().unwrap_or_else(|problem| {
+            self.storage_problem(problem);
+            None
+        });
         let keys = key_ring(site).unwrap_or_else(|problems| {
             for problem in problems {
                 self.problem(&problem.place, problem.why);
@@ -378,8 +408,13 @@ impl<'a> SiteReader<'a> {
         let retention = self.retention(site);
         // Only now, so that the problems of every key above are found.
         let (storage, slot) = storage.zip(slot)?;
+        let backup_location = raw.backup_location.as_ref();
         Some(SiteConfig {
+            state_directory: backup_location.map(|path| host.current_directory.join(path).join(&prefix)),
             prefix,
+            notifier_url,
+            storage_statsd: store.and_then(|store| store.statsd_info.as_ref()).map(StorageStatsd::from),
+            pg_version: site.pg_version,
             active,
             wal_intake,
             nodes,
@@ -401,7 +436,23 @@ impl<'a> SiteReader<'a> {
         })
     }
 
-    fn storage(&mut self, site: &RawSite, host: Host) -> Option<StorageConfig> {
+    fn wal_intake(&mut self, site: &RawSite) -> WalIntake {
+        match site.active_backup_mode.as_deref() {
+            None | Some("pg_receivexlog" | "walreceiver") => WalIntake::Stream,
+            Some("archive_command") => WalIntake::Push,
+            Some("standalone_hot_backup" | "basic") => WalIntake::BackupOnly,
+            Some(other) => {
+                let why = format!(
+                    "nothing is started for a mode `{other}`; expected `pg_receivexlog`, `walreceiver`, \
+                     `archive_command`, `standalone_hot_backup` or `basic`"
+                );
+                self.doubtful("active_backup_mode", &why);
+                WalIntake::Unknown
+            }
+        }
+    }
+
+    fn storage(&mut self, config: &RawConfig, site: &RawSite, host: Host) -> Option<StorageConfig> {
         let Some(raw) = &site.object_storage else {
             self.problem("object_storage", "missing; it says where the site is stored");
             return None;
@@ -411,7 +462,16 @@ impl<'a> SiteReader<'a> {
             self.doubtful("object_storage.is_verify_tls", why);
         }
         let storage = storage_config(raw, host.current_directory, host.env);
-        storage.map_err(|problem| self.storage_problem(problem)).ok()
+        let storage = storage.map_err(|problem| self.storage_problem(problem)).ok()?;
+        if let (StorageConfig::Local { directory }, Some(state)) = (&storage, &config.backup_location)
+            && host.current_directory.join(state).components().eq(directory.components())
+        {
+            let why =
+                "the same as `backup_location`, where PGHoard's working files lie; use another directory";
+            self.problem("object_storage.directory", why);
+            return None;
+        }
+        Some(storage)
     }
 
     fn storage_problem(&mut self, problem: Problem) {

@@ -13,6 +13,7 @@ use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::nodes::KEYWORDS;
+use super::reporting::{RawPrometheus, RawPushgateway, RawStatsd, RawStatsdInfo};
 use super::units::{Bytes, Port, Span};
 use crate::secret::Secret;
 
@@ -40,8 +41,35 @@ pub struct RawConfig {
     pub log_level: Option<String>,
     /// Put before each site's name to make its default `prefix`.
     pub path_prefix: Option<String>,
+    /// Where PGHoard kept its files: what it left there is uploaded at start. Nothing is written there but
+    /// alert files.
+    pub backup_location: Option<PathBuf>,
+    /// Where alert files appear (default: `backup_location`).
+    pub alert_file_dir: Option<PathBuf>,
+    /// Where the state is written every 5 seconds (default `/var/lib/pghoard/pghoard_state.json`, if that
+    /// directory is there).
+    pub json_state_file_path: Option<PathBuf>,
+    /// While this file exists no base backup begins (default `/var/lib/pghoard/maintenance_mode_file`).
+    pub maintenance_mode_file: Option<PathBuf>,
+    /// With the next, how long a stop may take to store what has arrived (default: `shutdown_grace`).
+    pub graceful_shutdown_compression_timeout: Option<Span>,
+    /// Added to the one before.
+    pub graceful_shutdown_upload_timeout: Option<Span>,
+    /// Failures of storage in a row after which an alert file appears (default 3).
+    pub upload_retries_warning_limit: Option<u32>,
+    /// Log to syslog, too (default false).
+    pub syslog: Option<bool>,
+    /// A socket (default /dev/log) or `host:port`.
+    pub syslog_address: Option<String>,
+    /// Default local2.
+    pub syslog_facility: Option<String>,
+    pub statsd: Option<RawStatsd>,
+    pub pushgateway: Option<RawPushgateway>,
+    pub prometheus: Option<RawPrometheus>,
     /// Most memory for data in flight (default 64MiB).
     pub memory_limit: Option<Bytes>,
+    /// WAL segments to fetch ahead into the WAL directory for PGHoard's clients (default 4); 0 or less: none.
+    pub restore_prefetch: Option<i32>,
     /// Worker threads for compression and transfers (default: the number of CPUs, at most 16).
     pub parallelism: Option<u16>,
 }
@@ -90,7 +118,10 @@ pub struct RawKeyPair {
 pub struct RawSite {
     /// false: nothing is streamed, backed up or pruned; WAL is still served and taken over HTTP (default true).
     pub active: Option<bool>,
-    pub active_backup_mode: Option<RawBackupMode>,
+    /// Where WAL comes from: `pg_receivexlog` (default) or `walreceiver`, streamed over the replication protocol;
+    /// `archive_command`, pushed by PostgreSQL; `basic` or `standalone_hot_backup`, not archived: base backups
+    /// bring the WAL they need. With any other value nothing is started.
+    pub active_backup_mode: Option<String>,
     /// The cluster's servers: connection keywords, connection strings or URIs.
     pub nodes: Option<Vec<RawNode>>,
     /// Where the site is stored; required.
@@ -105,6 +136,8 @@ pub struct RawSite {
     pub prefix: Option<String>,
     /// The cluster's data directory; optional here.
     pub pg_data_directory: Option<PathBuf>,
+    /// The version that the server should have, as its `server_version_num`; another major version is an alert.
+    pub pg_version: Option<u32>,
     #[serde(default = "default_interval")]
     /// Hours between base backups (default 24); null: none on schedule.
     pub basebackup_interval_hours: Option<f64>,
@@ -143,6 +176,7 @@ impl Default for RawSite {
             encryption_keys: None,
             prefix: None,
             pg_data_directory: None,
+            pg_version: None,
             basebackup_interval_hours: default_interval(),
             basebackup_hour: None,
             basebackup_minute: None,
@@ -167,22 +201,6 @@ fn default_interval() -> Option<f64> {
 #[expect(clippy::unnecessary_wraps, reason = "the shape that serde asks of a default")]
 fn default_count() -> Option<u32> {
     Some(2)
-}
-
-/// Where WAL comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RawBackupMode {
-    /// Streamed over the replication protocol (default).
-    PgReceivexlog,
-    /// The same.
-    Walreceiver,
-    /// Pushed by PostgreSQL's `archive_command`.
-    ArchiveCommand,
-    /// Not archived; base backups bring the WAL they need.
-    StandaloneHotBackup,
-    /// The same.
-    Basic,
 }
 
 /// How the checkpoint that starts a base backup is made.
@@ -233,6 +251,59 @@ pub struct RawObjectStorage {
     pub addressing_style: Option<AddressingStyle>,
     /// s3: ask for server-side encryption, AES256 (default false).
     pub encrypted: Option<bool>,
+    /// s3: longest time for a connection to come about (default 5s).
+    pub connect_timeout: Option<Span>,
+    /// s3: longest time for a request in all, when that is more than 2min (default 2min).
+    pub read_timeout: Option<Span>,
+    /// s3: reach Amazon by IPv6 as well (default true); not used for another endpoint.
+    pub use_dualstack_endpoint: Option<bool>,
+    /// s3: added to the user agent.
+    pub user_agent_extra: Option<String>,
+    pub proxy_info: Option<RawProxy>,
+    pub notifier: Option<RawNotifier>,
+    pub statsd_info: Option<RawStatsdInfo>,
+}
+
+/// s3: a proxy on the way to the store.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[serde(default)]
+pub struct RawProxy {
+    #[serde(rename = "type")]
+    pub kind: Option<RawProxyKind>,
+    /// Required.
+    pub host: Option<String>,
+    /// Required.
+    pub port: Option<Port>,
+    pub user: Option<String>,
+    #[serde(rename = "pass", deserialize_with = "secret")]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<Secret>,
+}
+
+/// What a proxy speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawProxyKind {
+    Http,
+    Socks5,
+}
+
+/// Who is told, by HTTP, of every object that is stored or deleted.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[serde(default)]
+pub struct RawNotifier {
+    pub notifier_type: Option<RawNotifierKind>,
+    /// Where JSON is posted to; required.
+    pub url: Option<String>,
+}
+
+/// The kinds of notifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawNotifierKind {
+    Http,
 }
 
 /// The kinds of object store.
@@ -241,6 +312,11 @@ pub struct RawObjectStorage {
 pub enum StorageType {
     Local,
     S3,
+    /// Refused by this version, as are the next three.
+    Google,
+    Azure,
+    Sftp,
+    Swift,
 }
 
 /// Where the bucket's name stands in a request.
@@ -311,8 +387,15 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 }
 
-/// A keyword's value as libpq would take it: always text in the end.
-struct Scalar(String);
+/// A value as libpq would take it: always text in the end.
+#[derive(Debug, Clone)]
+pub struct Scalar(String);
+
+impl Scalar {
+    pub(super) fn text(&self) -> String {
+        self.0.clone()
+    }
+}
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::model::{CheckpointMode, Config, NodeConfig, SiteConfig, WalIntake};
 use super::nodes::without_passwords;
 use super::storage::shown_storage;
+use crate::observe::StatsdFormat;
 use crate::secret::Secret;
 
 impl Config {
@@ -15,7 +16,25 @@ impl Config {
         let sites: serde_json::Map<String, Value> =
             self.sites.iter().map(|site| (site.name.clone(), shown_site(site))).collect();
         let credentials = self.http.credentials.as_ref();
+        let reporting = &self.reporting;
         json!({
+            "alert_file_dir": reporting.alert_directory,
+            "json_state_file_path": reporting.state_file.path,
+            "maintenance_mode_file": reporting.maintenance_file,
+            "upload_retries_warning_limit": reporting.upload_retries_warning_limit,
+            "syslog": reporting.syslog.is_some(),
+            "statsd": reporting.statsd.as_ref().map(|statsd| json!({
+                "host": statsd.host, "port": statsd.port, "tags": statsd.tags,
+                "format": match statsd.format {
+                    StatsdFormat::Telegraf => "telegraf",
+                    StatsdFormat::Datadog => "datadog",
+                },
+            })),
+            "pushgateway": reporting.pushgateway.as_ref().map(|push| json!({
+                "endpoint": without_userinfo(&push.endpoint), "job": push.job, "instance": push.instance, "tags": push.tags,
+            })),
+            "prometheus": reporting.prometheus.as_ref().map(|tags| json!({ "tags": tags })),
+            "graceful_shutdown_upload_timeout": reporting.stop_grace.map(|grace| grace.as_secs_f64()),
             "backup_sites": sites,
             "compression": { "algorithm": self.compression, "level": self.compression_level },
             "hash_algorithm": self.hash_algorithm.name(),
@@ -26,6 +45,7 @@ impl Config {
             "log_level": self.log_level.unwrap_or_default().as_str(),
             "memory_limit": self.memory_limit,
             "parallelism": self.parallelism,
+            "restore_prefetch": self.restore_prefetch,
         })
     }
 }
@@ -37,6 +57,7 @@ fn shown_site(site: &SiteConfig) -> Value {
             WalIntake::Stream => "pg_receivexlog",
             WalIntake::Push => "archive_command",
             WalIntake::BackupOnly => "standalone_hot_backup",
+            WalIntake::Unknown => "none",
         },
         "nodes": site.nodes.iter().map(|node| shown_node(node, site)).collect::<Vec<_>>(),
         "object_storage": shown_storage(&site.storage),
@@ -78,4 +99,16 @@ fn shown_node(node: &NodeConfig, site: &SiteConfig) -> Value {
         "connection_string": without_passwords(node.conninfo.reveal()),
         "slot": node.slot.as_ref().unwrap_or(&site.slot),
     })
+}
+
+/// A URL without the user and password that may stand in it.
+fn without_userinfo(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            format!("{scheme}://{host}{path}")
+        }
+        None => "***".to_owned(),
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::environment::Endpoint;
 use super::error::Problem;
-use super::raw::{AddressingStyle, RawObjectStorage, StorageType};
+use super::raw::{AddressingStyle, RawNotifier, RawObjectStorage, RawProxy, RawProxyKind, StorageType};
 use crate::runtime::Lookup;
 use crate::secret::Secret;
 use crate::storage::{S3Config, StorageConfig};
@@ -35,7 +35,47 @@ pub fn storage_config(
             Ok(StorageConfig::Local { directory })
         }
         Some(StorageType::S3) => s3(raw, prefix, env).map(StorageConfig::S3),
+        Some(StorageType::Google | StorageType::Azure | StorageType::Sftp | StorageType::Swift) => {
+            Err(Problem::new("storage_type", "this version stores to `local` and `s3` only"))
+        }
     }
+}
+
+/// The address of a notifier.
+pub fn notifier_url(raw: &RawNotifier) -> Result<Secret, Problem> {
+    let url = raw.url.as_deref().unwrap_or_default();
+    if url.starts_with("http://") || url.starts_with("https://") {
+        Ok(Secret::new(url.to_owned()))
+    } else if url.is_empty() {
+        Err(Problem::new("notifier.url", "missing"))
+    } else {
+        Err(Problem::new("notifier.url", "expected a URL that begins with `http://` or `https://`"))
+    }
+}
+
+/// A proxy as a URL; it may hold a password.
+fn proxy_url(raw: &RawProxy) -> Result<Secret, Problem> {
+    let host = raw.host.as_deref().filter(|host| !host.is_empty());
+    let host = host.ok_or_else(|| Problem::new("proxy_info.host", "missing"))?;
+    let port = raw.port.ok_or_else(|| Problem::new("proxy_info.port", "missing"))?;
+    let scheme = match raw.kind {
+        // The proxy, not this machine, looks the store's name up.
+        Some(RawProxyKind::Socks5) => "socks5h",
+        Some(RawProxyKind::Http) => "http",
+        None => return Err(Problem::new("proxy_info.type", "missing; expected `http` or `socks5`")),
+    };
+    let user = raw.user.as_deref().map(|user| {
+        let password =
+            raw.password.as_ref().map(|password| format!(":{}", percent_encoded(password.reveal())));
+        format!("{}{}@", percent_encoded(user), password.unwrap_or_default())
+    });
+    Ok(Secret::new(format!("{scheme}://{}{host}:{}", user.unwrap_or_default(), port.0)))
+}
+
+fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(encode).collect()
 }
 
 fn s3(raw: &RawObjectStorage, prefix: String, env: Lookup) -> Result<S3Config, Problem> {
@@ -62,6 +102,11 @@ fn s3(raw: &RawObjectStorage, prefix: String, env: Lookup) -> Result<S3Config, P
         verify_tls,
         ca_file: raw.cert_path.clone(),
         sse_s3: raw.encrypted.unwrap_or(false),
+        dual_stack: raw.use_dualstack_endpoint.unwrap_or(true),
+        connect_timeout: raw.connect_timeout.map(|span| span.0),
+        request_timeout: raw.read_timeout.map(|span| span.0),
+        user_agent_extra: raw.user_agent_extra.clone(),
+        proxy: raw.proxy_info.as_ref().map(proxy_url).transpose()?,
     })
 }
 
@@ -160,9 +205,25 @@ pub fn shown_storage(storage: &StorageConfig) -> Value {
                 "cert_path": s3.ca_file,
                 "addressing_style": if s3.virtual_hosted { "virtual" } else { "path" },
                 "encrypted": s3.sse_s3,
+                "connect_timeout": s3.connect_timeout.map(|time| time.as_secs_f64()),
+                "read_timeout": s3.request_timeout.map(|time| time.as_secs_f64()),
+                "use_dualstack_endpoint": s3.dual_stack,
+                "user_agent_extra": s3.user_agent_extra,
+                "proxy_info": s3.proxy.as_ref().and_then(|proxy| shown_proxy(proxy.reveal())),
             })
         }
     }
+}
+
+fn shown_proxy(url: &str) -> Option<Value> {
+    let url = url::Url::parse(url).ok()?;
+    Some(json!({
+        "type": if url.scheme() == "http" { "http" } else { "socks5" },
+        "host": url.host_str(),
+        "port": url.port_or_known_default(),
+        "user": Some(url.username()).filter(|user| !user.is_empty()),
+        "pass": url.password().map(|_| "***"),
+    }))
 }
 
 #[cfg(test)]

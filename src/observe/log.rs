@@ -3,11 +3,15 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::{EnvFilter, fmt as tracing_fmt};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt as tracing_fmt, reload};
 
 use super::progress::beside_bars;
+use super::syslog::SyslogLayer;
 
 /// How much is told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +88,37 @@ pub enum LogError {
 /// # Errors
 /// When the filter does not parse, or the process has a log already.
 pub fn init_log(filter: &str, format: LogFormat) -> Result<(), LogError> {
-    let directives = match filter.parse::<LogLevel>() {
+    let filter = EnvFilter::builder()
+        .parse(directives(filter))
+        .map_err(|error| LogError::Filter { filter: filter.to_owned(), why: error.to_string() })?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_fmt::layer().with_writer(LogOutput);
+    let lines = match format {
+        LogFormat::Text => lines.with_target(false).with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let log = tracing_subscriber::registry().with(filter).with(lines).with(SyslogLayer);
+    log.try_init().map_err(|_| LogError::Twice)?;
+    // The log was set up once, so this is, too.
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// What the log lets through, for those who change it later: a process has one log.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes how much is told from now on.
+pub fn set_log_level(level: LogLevel) {
+    if let Some(handle) = FILTER.get()
+        && let Ok(filter) = EnvFilter::builder().parse(directives(level.as_str()))
+        && let Err(error) = handle.reload(filter)
+    {
+        tracing::warn!(%error, "the log level stays as it was");
+    }
+}
+
+fn directives(filter: &str) -> String {
+    match filter.parse::<LogLevel>() {
         // The HTTP and TLS layers below us tell about every connection; that is their debug, not ours.
         Ok(level) => {
             let quiet = level.min(LogLevel::Info);
@@ -95,16 +129,7 @@ pub fn init_log(filter: &str, format: LogFormat) -> Result<(), LogError> {
             )
         }
         Err(_) => filter.to_owned(),
-    };
-    let filter = EnvFilter::builder()
-        .parse(&directives)
-        .map_err(|error| LogError::Filter { filter: filter.to_owned(), why: error.to_string() })?;
-    let builder = tracing_fmt().with_env_filter(filter).with_writer(LogOutput);
-    let installed = match format {
-        LogFormat::Text => builder.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    installed.map_err(|_| LogError::Twice)
+    }
 }
 
 /// Standard error, moved out of the way of progress bars.

@@ -114,6 +114,11 @@ impl Progress {
         }
     }
 
+    /// Bytes expected in all, once that is known.
+    pub fn total(&self) -> Option<u64> {
+        Some(self.0.total.load(Ordering::Relaxed)).filter(|total| *total > 0)
+    }
+
     pub fn done(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
     }
@@ -135,7 +140,7 @@ impl Progress {
         if now < due || next_line.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
-        let total = Some(self.0.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
+        let total = self.total();
         let phase = phase.lock().unwrap_or_else(PoisonError::into_inner).clone();
         tracing::info!(work = self.0.what, phase, "{}", line(done, total, elapsed));
     }

@@ -14,6 +14,8 @@ const COMPRESSION_LEVEL: &str = "compression-level";
 const ORIGINAL_FILE_SIZE: &str = "original-file-size";
 const PG_VERSION: &str = "pg-version";
 const HOST: &str = "host";
+const PRESERVE_BACKUP: &str = "preserve-backup";
+const PRESERVE_UNTIL: &str = "preserve-until";
 const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
 const HASH: &str = "hash";
 /// SHA-256 of the stored bytes, which PGHoard's local store keeps. Its key is `_hash`.
@@ -64,6 +66,8 @@ pub struct ObjectMetadata {
     pub digest: Option<Digest>,
     /// See [`super::summary`].
     pub summary: Option<String>,
+    /// Of a request to keep a backup: which one, and until when.
+    pub preserve: Option<(String, String)>,
 }
 
 impl ObjectMetadata {
@@ -87,6 +91,10 @@ impl ObjectMetadata {
             pairs.push((HASH_ALGORITHM, hash.algorithm().name().to_owned()));
         }
         pairs.extend(self.stored_length.map(|length| ("Content-Length", length.to_string())));
+        if let Some((backup, until)) = &self.preserve {
+            pairs.push((PRESERVE_BACKUP, to_ascii(backup)));
+            pairs.push((PRESERVE_UNTIL, until.clone()));
+        }
         pairs.extend(self.digest.map(|digest| (DIGEST, digest.to_string())));
         pairs.extend(self.summary.clone().map(|summary| (SUMMARY, summary)));
         pairs
@@ -97,7 +105,7 @@ impl ObjectMetadata {
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut metadata = Self::default();
         let (mut any, mut algorithm, mut key_id) = (false, None, None);
-        let (mut hash, mut hash_algorithm) = (None, None);
+        let (mut hash, mut hash_algorithm, mut preserve) = (None, None, (None, None));
         for (key, value) in pairs {
             any = true;
             match key.to_ascii_lowercase().replace('_', "-").as_str() {
@@ -107,6 +115,8 @@ impl ObjectMetadata {
                 ORIGINAL_FILE_SIZE => metadata.plaintext_length = value.parse().ok(),
                 PG_VERSION => metadata.pg_version = value.parse().ok(),
                 HOST => metadata.host = Some(value.to_owned()),
+                PRESERVE_BACKUP => preserve.0 = Some(value.to_owned()),
+                PRESERVE_UNTIL => preserve.1 = Some(value.to_owned()),
                 HASH => hash = Some(value),
                 STORED_HASH => metadata.stored_hash = NamedHash::parse("sha256", value),
                 HASH_ALGORITHM => hash_algorithm = Some(value),
@@ -117,6 +127,7 @@ impl ObjectMetadata {
                 _ => {}
             }
         }
+        metadata.preserve = preserve.0.zip(preserve.1);
         metadata.hash = hash.zip(hash_algorithm).and_then(|(hex, name)| NamedHash::parse(name, hex));
         metadata.stored_as = match algorithm {
             Some(name) => name.parse().map_or_else(
@@ -187,6 +198,7 @@ mod tests {
             stored_length: Some(123),
             digest: None,
             summary: None,
+            preserve: None,
         };
         assert!(expected.hash.is_some());
         assert_eq!(metadata, expected);
@@ -240,6 +252,7 @@ mod tests {
                 stored_hash: None,
                 stored_length: stored,
                 summary,
+                preserve: Some(("b_0".to_owned(), "2099-01-01 00:00:00+00:00".to_owned())),
             };
             let mangled: Vec<_> = metadata
                 .to_pairs()

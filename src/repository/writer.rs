@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use super::error::Error;
 use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::ObjectName;
+use super::pghoard_name::PghoardFolder;
 use super::repository::{Facts, Repository};
 use super::summary;
 use super::upload::{Content, Upload};
@@ -76,10 +77,21 @@ enum Work {
 /// Plaintext per turn of the encoder: a millisecond of zstd, many times what a hop to its thread costs.
 const BATCH: usize = 512 << 10;
 
+/// What PGHoard reads of a request to keep a backup: its name again, in parts.
+fn preservation(name: ObjectName) -> Option<(String, String)> {
+    let ObjectName::Pghoard { folder: PghoardFolder::Preservations, name } = name else { return None };
+    let (backup, until) = name.as_str().rsplit_once('_')?;
+    Some((backup.to_owned(), until.to_owned()))
+}
+
 /// Whether objects of this name are encrypted as a whole. A record must be readable without the private
-/// key, the mark beside it says nothing, and a file list is sealed with its backup's own key.
+/// key, the mark beside it says nothing, a file list is sealed with its backup's own key, and a request to keep
+/// a backup is empty.
 const fn is_encrypted(name: ObjectName) -> bool {
-    !matches!(name, ObjectName::Backup { .. })
+    !matches!(
+        name,
+        ObjectName::Backup { .. } | ObjectName::Pghoard { folder: PghoardFolder::Preservations, .. }
+    )
 }
 
 impl ObjectWriter {
@@ -100,6 +112,7 @@ impl ObjectWriter {
             compression_level: Some(level),
             pg_version: facts.pg_version,
             host: Some(settings.host.clone()).filter(|host| !host.is_empty()),
+            preserve: preservation(name),
             ..ObjectMetadata::default()
         };
         let mut encoder = match length {

@@ -11,7 +11,7 @@ pub use apply::{Found, TablespaceTarget, Work, finish, look_at, may_fill, restor
 pub use contents::restore_contents;
 pub use error::Error;
 pub use plan::{PlanError, Reach, RestorePlan, WindowText, plan};
-pub use recovery::{Recovery, restore_command};
+pub use recovery::{Recovery, restore_command, shell_word};
 pub use target::{
     ParseTargetError, RecoveryTarget, TargetAction, TargetTimeline, quote_setting, setting_line,
     target_settings,

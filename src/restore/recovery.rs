@@ -117,7 +117,7 @@ fn mentions(text: &str, name: &str) -> bool {
 }
 
 /// One word for a shell, whatever it contains.
-fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@,=".contains(&byte);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();

@@ -11,7 +11,7 @@ use super::pghoard::remove_pghoard;
 use super::policy::{PackRule, RetentionPlan, Verdict, interrupted};
 use crate::catalog::{BackupId, Catalog, UnfinishedBackup};
 use crate::postgres::{SegmentName, WalFileName};
-use crate::repository::{BackupName, BackupPart, Error, Folder, ObjectName, PackId, Repository};
+use crate::repository::{BackupName, BackupPart, Error, Folder, Listed, ObjectName, PackId, Repository};
 
 /// Names deleted at once: what S3 takes in one request.
 const BATCH_LENGTH: usize = 1000;
@@ -80,6 +80,20 @@ pub async fn apply(
         report.add(pruning.report);
     }
     Ok(report)
+}
+
+/// The WAL objects that `plan` drops, in the order of their names.
+pub async fn wal_dropped(repository: &Repository, plan: &RetentionPlan) -> Result<Vec<Listed>, Error> {
+    let mut dropped = Vec::new();
+    for folder in [Folder::Segments, Folder::Pieces] {
+        let mut objects = repository.list_stream(folder, None);
+        while let Some(listed) = objects.try_next().await? {
+            if segment_of(&listed.name).is_some_and(|segment| plan.wal.drops(segment)) {
+                dropped.push(listed);
+            }
+        }
+    }
+    Ok(dropped)
 }
 
 /// Takes away the `started` of every backup to be swept, which forbids its writer to finish it.

@@ -4,7 +4,7 @@ mod apply;
 mod pghoard;
 mod policy;
 
-pub use apply::{PruneReport, apply};
+pub use apply::{PruneReport, apply, wal_dropped};
 pub use pghoard::survey;
 pub use policy::{
     BackupDecision, CutExtent, PackRule, RetentionPlan, RetentionPolicy, SweepDecision, UNFINISHED_AGE,

@@ -5,16 +5,25 @@
 //! byte is broken off.
 
 mod archive;
+mod backups;
 mod fetch;
+mod listing;
 mod new_file;
+mod place;
+mod prefetched;
+mod read_ahead;
 mod route;
 #[cfg(test)]
 mod sample;
 mod server;
 mod stall;
 mod target;
+mod window;
 
 pub use archive::{ArchiveError, archive};
 pub use fetch::{FetchError, Fetched, Unknown, fetch};
+pub use listing::{BackupEntry, pghoard_json};
 pub use new_file::NewFile;
+pub use prefetched::take_unasked as take_prefetched;
 pub use server::{Deps, Limits, Site, run};
+pub use target::wal_directory;

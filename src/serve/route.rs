@@ -37,7 +37,20 @@ pub enum Route {
         site: SiteChoice,
         file: WalFileName,
     },
+    /// Name the base backups there are.
+    ListBackups {
+        site: SiteChoice,
+    },
+    /// Have a base backup taken soon.
+    RequestBackup {
+        site: SiteChoice,
+    },
+    /// PGHoard's page about one site, which it never had.
+    SiteStatus {
+        site: SiteChoice,
+    },
     Status,
+    Metrics,
     Health,
     Ready,
     Home,
@@ -81,6 +94,13 @@ pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Result<Route, 
     let segments = path_segments(path)?;
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match (method, segments.as_slice()) {
+        (&Method::PUT, [site, "basebackup", ..] | [site, "archive", "basebackup"]) => {
+            Ok(Route::RequestBackup { site: site_choice(site) })
+        }
+        (_, [site, "basebackup", ..] | [site, "archive", "basebackup"]) => {
+            Ok(Route::ListBackups { site: site_choice(site) })
+        }
+        (&Method::GET, [site, "status"]) => Ok(Route::SiteStatus { site: site_choice(site) }),
         (&Method::PUT, [site, kind, name]) => {
             refuse_target(headers)?;
             Ok(Route::Archive { site: site_choice(site), file: file(kind, name)? })
@@ -95,6 +115,7 @@ pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Result<Route, 
         (&Method::PUT, _) => Err(no_route()),
         (_, []) => Ok(Route::Home),
         (_, ["status"]) => Ok(Route::Status),
+        (_, ["metrics"]) => Ok(Route::Metrics),
         (_, ["healthz"]) => Ok(Route::Health),
         (_, ["readyz"]) => Ok(Route::Ready),
         _ => Err(no_route()),
@@ -214,6 +235,18 @@ mod tests {
         assert_eq!(get("/status").unwrap(), Route::Status);
         assert_eq!(get("/healthz").unwrap(), Route::Health);
         assert_eq!(get("/readyz").unwrap(), Route::Ready);
+    }
+
+    #[test]
+    fn knows_pghoards_pages_about_base_backups() {
+        let site = || SiteChoice::Named("main".to_owned());
+        let put = |path: &str| route(&Method::PUT, path, &HeaderMap::new());
+        for path in ["/main/basebackup", "/main/basebackup/whatever", "/main/archive/basebackup"] {
+            assert_eq!(get(path).unwrap(), Route::ListBackups { site: site() }, "{path}");
+            assert_eq!(put(path).unwrap(), Route::RequestBackup { site: site() }, "{path}");
+        }
+        assert_eq!(get("/main/status").unwrap(), Route::SiteStatus { site: site() });
+        assert!(put("/main/status").is_err());
     }
 
     #[test]

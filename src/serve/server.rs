@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,13 +28,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::{ArchiveError, archive};
+use super::backups;
 use super::fetch::{FetchError, Fetched, Unknown, fetch};
-use super::new_file::NewFile;
+use super::place::{PlaceError, write_file};
+use super::prefetched::take_ready;
+use super::read_ahead::{Asked, ReadAhead};
 use super::route::{ALLOWED, Refusal, Route, SiteChoice, route};
 use super::stall::Stalling;
-use super::target::{TargetError, open_wal_file, resolve};
-use crate::postgres::{Expected, WalFileName};
-use crate::repository::{Outcome, Repository};
+use super::target::{TargetError, open_wal_file, resolve, wal_directory};
+use crate::postgres::{Expected, SegmentSize, WalFileName};
+use crate::repository::{ObjectName, Outcome, Repository};
 use crate::secret::Secret;
 
 /// How long a request waits for a decoder or an upload before it is told to come again.
@@ -49,22 +52,39 @@ const DRAINED_BODY_BYTES: u64 = 64 << 20;
 const FILE_CHUNK_BYTES: usize = 256 << 10;
 /// Decoded chunks that wait to be sent: one of at most 512 KiB, beside the one being sent and the one being made.
 const CHUNKS_AHEAD: usize = 1;
-/// Chunks on the way to the thread that writes a file: two of at most 1 MiB, one being written and one ready.
-const FILE_QUEUE: usize = 2;
 
 /// One cluster whose WAL is served.
 pub struct Site {
     pub name: String,
+    /// Stands before every key of the site.
+    pub prefix: String,
     /// The archive; `None` until its storage has been reached.
     pub repository: watch::Receiver<Option<Repository>>,
     /// The server's data directory on this machine, if it is on this machine.
     pub data_directory: Option<PathBuf>,
     /// What is known of the cluster so far; files that contradict it are neither served nor stored.
     pub expected: watch::Receiver<Expected>,
+    /// Has a base backup taken soon; `Err` tells why none will be.
+    pub request_backup: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// How many segments to fetch ahead into the WAL directory for PGHoard's clients.
+    pub read_ahead: usize,
 }
 
 impl Site {
-    fn archive(&self) -> Result<Repository, Refusal> {
+    /// A site of which nothing is known but its archive, on another machine than its server.
+    pub fn new(name: &str, repository: watch::Receiver<Option<Repository>>) -> Self {
+        Self {
+            name: name.to_owned(),
+            prefix: name.to_owned(),
+            repository,
+            data_directory: None,
+            expected: watch::channel(Expected::default()).1,
+            request_backup: Arc::new(|| Err("no base backups are taken here".to_owned())),
+            read_ahead: 0,
+        }
+    }
+
+    pub(super) fn archive(&self) -> Result<Repository, Refusal> {
         self.repository.borrow().clone().ok_or_else(|| {
             let reason = format!("the storage of site `{}` has not been reached yet; see /status", self.name);
             Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason }
@@ -102,6 +122,8 @@ impl Default for Limits {
 pub struct Deps {
     pub sites: Vec<Site>,
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// What Prometheus scrapes.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// `Err` tells why the agent is not ready.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// User and password that every request but a probe must give.
@@ -115,9 +137,11 @@ struct Server {
     authorization: Option<blake3::Hash>,
     fetches: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    /// In the order of the sites.
+    ahead: Vec<Arc<ReadAhead>>,
 }
 
-type Body = UnsyncBoxBody<Bytes, Unknown>;
+pub(super) type Body = UnsyncBoxBody<Bytes, Unknown>;
 
 /// Serves until `cancel`; answers that are under way are then finished for a few seconds.
 ///
@@ -127,6 +151,11 @@ pub async fn run(listener: TcpListener, deps: Deps, cancel: CancellationToken) -
     let most = deps.limits.connections;
     let server = Arc::new(Server::new(deps));
     let mut connections = JoinSet::new();
+    let mut reading = JoinSet::new();
+    for ahead in &server.ahead {
+        let (ahead, cancel) = (Arc::clone(ahead), cancel.clone());
+        reading.spawn(async move { ahead.run(cancel).await });
+    }
     loop {
         tokio::select! { biased;
             () = cancel.cancelled() => break,
@@ -150,6 +179,7 @@ pub async fn run(listener: TcpListener, deps: Deps, cancel: CancellationToken) -
         tracing::warn!(connections = connections.len(), "connections cut off, their answers took too long");
         connections.shutdown().await;
     }
+    while reading.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -195,7 +225,11 @@ impl Server {
         });
         let fetches = Arc::new(Semaphore::new(deps.limits.fetches));
         let uploads = Arc::new(Semaphore::new(deps.limits.uploads));
-        Self { deps, authorization, fetches, uploads }
+        let ahead = deps.sites.iter().map(|site| Arc::new(ReadAhead::new(site.read_ahead))).collect();
+        for directory in deps.sites.iter().filter_map(|site| site.data_directory.as_deref()) {
+            super::prefetched::clean(&wal_directory(directory));
+        }
+        Self { deps, authorization, fetches, uploads, ahead }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -227,16 +261,33 @@ impl Server {
         }
         match route? {
             Route::Fetch { site, file, target: None } => Ok(self.send(self.site(&site)?, file, true).await),
-            Route::Probe { site, file } => Ok(self.send(self.site(&site)?, file, false).await),
+            Route::Probe { site, file } => self.probe(self.pghoard_site(&site, path)?, file).await,
             Route::Fetch { site, file, target: Some(target) } => {
-                self.place(self.site(&site)?, file, target).await
+                self.place(self.pghoard_site(&site, path)?, file, target).await
             }
-            Route::Archive { site, file } => self.store(self.site(&site)?, file, headers, body).await,
+            Route::Archive { site, file } => {
+                // PGHoard's clients send no body, ours do.
+                let site = match announced_length(headers)? {
+                    None => self.pghoard_site(&site, path)?,
+                    Some(_) => self.site(&site)?,
+                };
+                self.store(site, file, headers, body).await
+            }
+            Route::ListBackups { site } => backups::list(self.pghoard_site(&site, path)?).await,
+            Route::RequestBackup { site } => backups::request(self.pghoard_site(&site, path)?),
+            Route::SiteStatus { site } => {
+                self.pghoard_site(&site, path)?;
+                let reason = "not implemented; see /status".to_owned();
+                Err(Refusal { status: StatusCode::NOT_IMPLEMENTED, reason })
+            }
             Route::Status => {
                 let status = serde_json::to_string_pretty(&(self.deps.status)()).map_err(|error| {
                     Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, reason: error.to_string() }
                 })?;
                 Ok(full(StatusCode::OK, "application/json", status + "\n"))
+            }
+            Route::Metrics => {
+                Ok(full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (self.deps.metrics)()))
             }
             Route::Health => Ok(full(StatusCode::OK, "application/json", "{\"status\":\"ok\"}\n")),
             Route::Ready => Ok(match (self.deps.ready)() {
@@ -271,6 +322,18 @@ impl Server {
                 [site] => Ok(site),
                 _ => Err(Refusal::bad_request("this agent has several sites; name one in place of `-`")),
             },
+        }
+    }
+
+    /// As [`Self::site`], for requests that PGHoard's clients make: they are told what PGHoard tells them.
+    /// Its answer is 404, which must not be mistaken for that of a missing file: ours has no such text.
+    fn pghoard_site(&self, choice: &SiteChoice, path: &str) -> Result<&Site, Refusal> {
+        match choice {
+            SiteChoice::Named(name) if !self.deps.sites.iter().any(|site| site.name == *name) => {
+                let reason = format!("Site: '{name}' not found for path '{path}'");
+                Err(Refusal { status: StatusCode::NOT_FOUND, reason })
+            }
+            _ => self.site(choice),
         }
     }
 
@@ -314,6 +377,21 @@ impl Server {
         response
     }
 
+    /// Says whether a file is there, and what PGHoard's checksum of it is when it has one.
+    async fn probe(&self, site: &Site, file: WalFileName) -> Result<Response<Body>, Refusal> {
+        let mut response = self.send(site, file, false).await;
+        if response.status() == StatusCode::OK
+            && let Ok(stored) = site.archive()?.head(ObjectName::Wal(file)).await
+            && let Some(hash) = stored.metadata.hash
+            && let Ok(hex) = HeaderValue::try_from(hash.to_string())
+        {
+            response.headers_mut().insert("metadata-hash", hex);
+            let algorithm = HeaderValue::from_static(hash.algorithm().name());
+            response.headers_mut().insert("metadata-hash-algorithm", algorithm);
+        }
+        Ok(response)
+    }
+
     /// Writes a file where a client on this machine wants it.
     async fn place(
         &self,
@@ -323,46 +401,66 @@ impl Server {
     ) -> Result<Response<Body>, Refusal> {
         let target =
             resolve(site.data_directory.as_deref(), &target).map_err(|error| refused_target(&error))?;
-        let (mut fetched, _permit) = match self.open(site, file).await {
+        if self.take_ready(site, file, &target).await {
+            return Ok(empty_answer(StatusCode::CREATED));
+        }
+        let (fetched, _permit) = match self.open(site, file).await {
             Ok(opened) => opened,
             Err(answer) => return Ok(answer),
         };
-        // Writing and syncing block, so a thread of its own does them. It commits only when told so; a
-        // dropped sender means that the fetch failed or the client is gone.
-        let (sender, mut receiver) = mpsc::channel::<Option<Bytes>>(FILE_QUEUE);
-        let writer = tokio::task::spawn_blocking(move || {
-            let mut new_file = NewFile::create(&target)?;
-            while let Some(chunk) = receiver.blocking_recv() {
-                match chunk {
-                    Some(chunk) => new_file.write_all(&chunk)?,
-                    None => return new_file.commit(),
-                }
+        let length = fetched.length();
+        match write_file(fetched, target.clone()).await {
+            Ok(()) => {
+                self.follow(site, file, &target, length);
+                Ok(empty_answer(StatusCode::CREATED))
             }
-            Ok(())
-        });
-        loop {
-            let chunk = match fetched.next().await {
-                Ok(chunk) => chunk,
-                Err(error) => {
-                    log_unknown(&site.name, file, &error);
-                    let reason = with_hint(&error.to_string(), error.hint());
-                    return Ok(text(StatusCode::SERVICE_UNAVAILABLE, reason));
-                }
-            };
-            let last = chunk.is_none();
-            // A writer that is gone has failed, and says why below.
-            if sender.send(chunk).await.is_err() || last {
-                break;
+            Err(PlaceError::Unknown(error)) => {
+                log_unknown(&site.name, file, &error);
+                let reason = with_hint(&error.to_string(), error.hint());
+                Ok(text(StatusCode::SERVICE_UNAVAILABLE, reason))
+            }
+            Err(error @ PlaceError::Target(_)) => {
+                tracing::error!(site = site.name, %file, %error, "WAL file not written to its target");
+                Ok(text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
             }
         }
-        drop(sender);
-        match writer.await.map_err(io::Error::other).flatten() {
-            Ok(()) => Ok(empty_answer(StatusCode::CREATED)),
-            Err(error) => {
-                tracing::error!(site = site.name, %file, %error, "WAL file not written to its target");
-                let reason = format!("cannot write the target: {error}");
-                Ok(text(StatusCode::INTERNAL_SERVER_ERROR, reason))
+    }
+
+    /// Gives the client a file that lies ready in the WAL directory, if there is one and it is right.
+    async fn take_ready(&self, site: &Site, file: WalFileName, target: &Path) -> bool {
+        let Some(directory) = site.data_directory.as_deref().map(wal_directory) else { return false };
+        if let (WalFileName::Segment(segment), Some(ahead)) = (file, self.ahead_of(site)) {
+            ahead.settled(segment).await;
+        }
+        let Ok(repository) = site.archive() else { return false };
+        let expected = *site.expected.borrow();
+        match take_ready(&directory, file, &expected, &repository, target).await {
+            Some(length) => {
+                self.follow(site, file, target, length);
+                true
             }
+            None => false,
+        }
+    }
+
+    fn ahead_of(&self, site: &Site) -> Option<&ReadAhead> {
+        let at = self.deps.sites.iter().position(|each| each.name == site.name)?;
+        self.ahead.get(at).map(Arc::as_ref)
+    }
+
+    /// Has the next segments fetched, when the client is one that looks for them in the WAL directory.
+    fn follow(&self, site: &Site, file: WalFileName, target: &Path, length: u64) {
+        let (WalFileName::Segment(segment), Some(ahead)) = (file, self.ahead_of(site)) else { return };
+        let directory = site.data_directory.as_deref().map(wal_directory);
+        let directory = directory.and_then(|directory| directory.canonicalize().ok());
+        let (Some(directory), Ok(size), Ok(repository)) =
+            (directory, SegmentSize::try_from(length), site.archive())
+        else {
+            return;
+        };
+        if target.parent() == Some(&directory) {
+            let expected = *site.expected.borrow();
+            ahead.follow(Asked { segment, size, directory, repository, expected });
         }
     }
 
@@ -396,9 +494,18 @@ impl Server {
             Ok(stored) => {
                 tracing::info!(site = site.name, %file, length = stored.plaintext_length, "WAL file archived");
                 match stored.outcome {
-                    Outcome::Created => empty_answer(StatusCode::CREATED),
-                    Outcome::AlreadySame => text(StatusCode::OK, "already stored with the same content"),
+                    // PGHoard's clients know success as 201 only.
+                    Outcome::AlreadySame if announced.is_some() => {
+                        text(StatusCode::OK, "already stored with the same content")
+                    }
+                    Outcome::Created | Outcome::AlreadySame => empty_answer(StatusCode::CREATED),
                 }
+            }
+            // A file of the server's own with a wrong length is one that is not what its name says.
+            Err(error @ ArchiveError::Length { .. }) if announced.is_none() => {
+                let mut answer = not_stored(site, file, &error);
+                *answer.status_mut() = StatusCode::PRECONDITION_FAILED;
+                answer
             }
             Err(error) => not_stored(site, file, &error),
         })
@@ -566,7 +673,7 @@ fn refused(refusal: &Refusal) -> Response<Body> {
     let mut response = text(refusal.status, refusal.reason.clone());
     match refusal.status {
         StatusCode::UNAUTHORIZED => {
-            let value = HeaderValue::from_static("Basic realm=\"pgkeep\"");
+            let value = HeaderValue::from_static("Basic realm=\"pghoard\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, value);
         }
         StatusCode::METHOD_NOT_ALLOWED => {
@@ -585,11 +692,11 @@ fn text(status: StatusCode, reason: impl Into<String>) -> Response<Body> {
     full(status, "text/plain; charset=utf-8", reason.into() + "\n")
 }
 
-fn empty_answer(status: StatusCode) -> Response<Body> {
+pub(super) fn empty_answer(status: StatusCode) -> Response<Body> {
     full(status, "application/octet-stream", "")
 }
 
-fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
     let content = content.into();
     let length = content.len();
     let body = Full::new(content).map_err(|never: Infallible| match never {}).boxed_unsync();

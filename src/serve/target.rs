@@ -19,14 +19,15 @@ pub enum TargetError {
     NoDirectory { path: PathBuf, source: io::Error },
     #[error("`{0}` is not below the site's `pg_data_directory`")]
     Outside(PathBuf),
-    #[error("`{0}` is not in the server's WAL directory, or not a regular file")]
+    // PGHoard's answer, and what it means.
+    #[error("N/A: `{0}` is not in the server's WAL directory, or not a regular file")]
     NoSuchFile(WalFileName),
     #[error("cannot read `{path}`: {source}")]
     Unreadable { path: PathBuf, source: io::Error },
 }
 
 /// The server's WAL directory: `pg_xlog` before PostgreSQL 10, and then only where it is there.
-fn wal_directory(data_directory: &Path) -> PathBuf {
+pub fn wal_directory(data_directory: &Path) -> PathBuf {
     let current = data_directory.join("pg_wal");
     let former = data_directory.join("pg_xlog");
     if !current.exists() && former.exists() { former } else { current }

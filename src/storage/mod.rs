@@ -9,6 +9,7 @@
 mod error;
 mod faulty;
 mod local;
+mod observed;
 mod open;
 mod s3;
 mod store;
@@ -16,5 +17,6 @@ mod walk;
 
 pub use error::Error;
 pub use faulty::{Fault, FaultPlan, Faulty, Operation};
+pub use observed::{Answer, Asked, Observer, StoreEvent};
 pub use open::{Access, Options, S3Config, StorageConfig, open, open_with};
-pub use store::{ConditionalPut, Store};
+pub use store::{ConditionalPut, PROBE, Store};

@@ -11,6 +11,7 @@ use super::store::Store;
 use crate::secret::Secret;
 
 /// Where objects are kept.
+#[expect(clippy::large_enum_variant, reason = "there is one per site, made once")]
 #[derive(Clone, Debug)]
 pub enum StorageConfig {
     Local { directory: PathBuf },
@@ -41,6 +42,15 @@ pub struct S3Config {
     pub virtual_hosted: bool,
     /// Ask the store to encrypt at rest with its own keys (`AES256`).
     pub sse_s3: bool,
+    /// Amazon's endpoints that answer by IPv6, too.
+    pub dual_stack: bool,
+    /// 5 s when missing.
+    pub connect_timeout: Option<Duration>,
+    /// For one request in all; never less than [`Options::request_timeout`], which a large body needs.
+    pub request_timeout: Option<Duration>,
+    pub user_agent_extra: Option<String>,
+    /// URL of a proxy.
+    pub proxy: Option<Secret>,
 }
 
 impl Default for S3Config {
@@ -58,6 +68,11 @@ impl Default for S3Config {
             ca_file: None,
             virtual_hosted: false,
             sse_s3: false,
+            dual_stack: false,
+            connect_timeout: None,
+            request_timeout: None,
+            user_agent_extra: None,
+            proxy: None,
         }
     }
 }

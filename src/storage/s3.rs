@@ -23,6 +23,13 @@ pub(super) struct Bucket {
     description: String,
 }
 
+/// Amazon's endpoint for IPv4 and IPv6 alike.
+fn dual_stack_endpoint(config: &S3Config, region: &str) -> String {
+    let bucket = if config.virtual_hosted { format!("{}.", config.bucket) } else { String::new() };
+    let china = if region.starts_with("cn-") { ".cn" } else { "" };
+    format!("https://{bucket}s3.dualstack.{region}.amazonaws.com{china}")
+}
+
 impl Bucket {
     pub(super) fn new(config: &S3Config, description: &str, options: Options) -> Result<Self, Error> {
         let misconfigured = |reason: String| Error::Misconfigured { store: description.to_owned(), reason };
@@ -32,10 +39,17 @@ impl Bucket {
                 "the endpoint is not `https://`, and `http` is not allowed".to_owned(),
             ));
         }
+        let mut user_agent = concat!("pgkeep/", env!("CARGO_PKG_VERSION")).to_owned();
+        if let Some(extra) = &config.user_agent_extra {
+            user_agent.push(' ');
+            user_agent.push_str(extra);
+        }
         let mut client = ClientOptions::new()
-            .with_user_agent(concat!("pgkeep/", env!("CARGO_PKG_VERSION")).parse().expect("a plain text"))
-            .with_connect_timeout(Duration::from_secs(5))
-            .with_timeout(options.request_timeout)
+            .with_user_agent(user_agent.parse().map_err(|_| {
+                misconfigured("`user_agent_extra` has letters that a header cannot have".to_owned())
+            })?)
+            .with_connect_timeout(config.connect_timeout.unwrap_or(Duration::from_secs(5)))
+            .with_timeout(config.request_timeout.unwrap_or_default().max(options.request_timeout))
             // No read timeout: the client counts the time in which a body is sent as waiting for a read.
             .with_allow_http(config.allow_http)
             .with_allow_invalid_certificates(!config.verify_tls);
@@ -49,6 +63,9 @@ impl Bucket {
             for certificate in certificates {
                 client = client.with_root_certificate(certificate);
             }
+        }
+        if let Some(proxy) = &config.proxy {
+            client = client.with_proxy_url(proxy.reveal());
         }
         let region = config.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         // Keys given here are the only ones; otherwise those of the environment, as every AWS tool has it.
@@ -66,6 +83,8 @@ impl Bucket {
         };
         if let Some(endpoint) = &config.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+        } else if config.dual_stack {
+            builder = builder.with_endpoint(dual_stack_endpoint(config, &region));
         }
         if config.sse_s3 {
             let key = "aws_server_side_encryption".parse::<AmazonS3ConfigKey>();

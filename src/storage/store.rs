@@ -11,6 +11,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 
 use super::error::Error;
 use super::faulty::{FaultPlan, Faulty};
+use super::observed::{Observed, Observer};
 
 /// Whether the store keeps an object that is there when a second writer puts the same key "if absent".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Store {
     description: Arc<str>,
     conditional_put: Arc<AtomicU8>,
 }
+
+/// How the names begin of objects that only test the store.
+pub const PROBE: &str = "pgkeep-probe-";
 
 const UNKNOWN: u8 = 0;
 const HONOURED: u8 = 1;
@@ -55,6 +59,17 @@ impl Store {
         Self { inner: Arc::new(Faulty::new(Arc::clone(&self.inner), plan)), ..self.clone() }
     }
 
+    /// This store, with `observer` told of everything asked of it.
+    #[must_use]
+    pub fn observed(&self, observer: Observer) -> Self {
+        Self { inner: Arc::new(Observed::new(Arc::clone(&self.inner), observer)), ..self.clone() }
+    }
+
+    /// The whole key of `relative`, as an observer is told it.
+    pub fn full_key(&self, relative: &str) -> String {
+        self.key(relative).to_string()
+    }
+
     /// `s3://bucket/prefix`, `file:///directory`.
     pub fn description(&self) -> &str {
         &self.description
@@ -75,7 +90,7 @@ impl Store {
     /// `pgkeep-probe-…`.
     pub async fn probe_conditional_put(&self) -> Result<ConditionalPut, Error> {
         // A key of its own for every probe, or two agents that start together disturb each other.
-        let key = self.key(&format!("pgkeep-probe-{:016x}", rand::random::<u64>()));
+        let key = self.key(&format!("{PROBE}{:016x}", rand::random::<u64>()));
         let put = |mode| {
             let options = PutOptions { mode, ..PutOptions::default() };
             self.inner.put_opts(&key, PutPayload::from_static(b"pgkeep"), options)
@@ -113,7 +128,7 @@ impl Store {
 
     /// Proves with one cheap request that the bucket or root directory is there and may be listed.
     pub async fn check_reachable(&self) -> Result<(), Error> {
-        self.confirm(&self.key("pgkeep-probe-none")).await
+        self.confirm(&self.key(&format!("{PROBE}none"))).await
     }
 
     /// Whether `NotFound` for `key` can be believed. S3 gives the same answer for a missing object and

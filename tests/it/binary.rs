@@ -50,7 +50,11 @@ fn everybody_reaches(path: &Path) -> bool {
 }
 
 fn command() -> Command {
-    let mut command = process::command(path(), "KILL");
+    command_of(path())
+}
+
+fn command_of(program: &Path) -> Command {
+    let mut command = process::command(program, "KILL");
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if ["PG", "AWS_", "RUST_LOG"].iter().any(|prefix| text.starts_with(prefix)) {
@@ -97,6 +101,13 @@ pub struct Pgkeep {
 
 pub fn pgkeep<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Pgkeep {
     let mut command = command();
+    command.args(arguments);
+    Pgkeep { command, stdin: Vec::new(), limit: Duration::from_mins(2) }
+}
+
+/// A run of another program, or of ours under another name.
+pub fn program<A: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = A>) -> Pgkeep {
+    let mut command = command_of(program);
     command.args(arguments);
     Pgkeep { command, stdin: Vec::new(), limit: Duration::from_mins(2) }
 }

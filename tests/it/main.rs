@@ -7,6 +7,8 @@
     clippy::print_stderr,
     reason = "tests stand in the real world: its clock, its environment, its terminal"
 )]
+// A whole `pghoard.json` in one `json!`.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, reason = "clippy sees tests only in the test functions themselves")]
 #![allow(dead_code, reason = "fixtures may offer more than the tests of today use")]
 
@@ -29,6 +31,10 @@ mod config;
 mod encryption;
 mod envelope;
 mod errors;
+mod metrics;
+mod pghoard_commands;
+mod pghoard_config;
+mod pghoard_http;
 mod pghoard_restore;
 mod restore;
 mod serve;

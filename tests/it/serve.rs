@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pgkeep::postgres::{Expected, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
+use pgkeep::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use pgkeep::repository::{Facts, Folder, ObjectName, Repository, Settings};
 use pgkeep::secret::Secret;
 use pgkeep::serve::{self, Deps, Limits, Site};
@@ -24,13 +24,13 @@ use crate::process::{Scratch, free_port, give_tree};
 const SEGMENT_BYTES: u64 = 1 << 20;
 const HISTORY: &str = "1\t0/500000\tno recovery target specified\n";
 
-fn segment(number: u64) -> SegmentName {
+pub fn segment(number: u64) -> SegmentName {
     let size = SegmentSize::try_from(SEGMENT_BYTES).unwrap();
     size.segment_at(TimelineId::FIRST, Lsn::new(number * SEGMENT_BYTES))
 }
 
 /// Segment `number` as PostgreSQL 15 begins it, then bytes that do not repeat.
-fn segment_bytes(number: u64) -> Vec<u8> {
+pub fn segment_bytes(number: u64) -> Vec<u8> {
     let start = number * SEGMENT_BYTES;
     let words =
         (0..SEGMENT_BYTES / 8).map(|word| (start / 8 + word).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 13);
@@ -48,20 +48,20 @@ fn segment_bytes(number: u64) -> Vec<u8> {
 }
 
 /// A server over a local directory, with a place for clients to write to.
-struct Serving {
-    scratch: Scratch,
-    address: SocketAddr,
-    repository: Repository,
+pub struct Serving {
+    pub scratch: Scratch,
+    pub address: SocketAddr,
+    pub repository: Repository,
     runtime: tokio::runtime::Runtime,
     cancel: CancellationToken,
 }
 
 impl Serving {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    fn start_with(change: impl FnOnce(&mut Deps)) -> Self {
+    pub fn start_with(change: impl FnOnce(&mut Deps)) -> Self {
         let scratch = Scratch::new();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -69,15 +69,11 @@ impl Serving {
         let config = StorageConfig::Local { directory };
         let store = runtime.block_on(storage::open(&config, Access::Write)).unwrap();
         let repository = Repository::new(store, "main", Settings::default());
-        let site = Site {
-            name: "main".to_owned(),
-            repository: tokio::sync::watch::channel(Some(repository.clone())).1,
-            data_directory: None,
-            expected: tokio::sync::watch::channel(Expected::default()).1,
-        };
+        let site = Site::new("main", tokio::sync::watch::channel(Some(repository.clone())).1);
         let mut deps = Deps {
             sites: vec![site],
             status: Arc::new(|| serde_json::json!({ "site": "main" })),
+            metrics: Arc::new(|| "a 1\n".to_owned()),
             ready: Arc::new(|| Err("not yet".to_owned())),
             credentials: None,
             limits: Limits::default(),
@@ -90,46 +86,51 @@ impl Serving {
         Self { scratch, address, repository, runtime, cancel }
     }
 
-    fn put(&self, name: ObjectName, content: impl Into<Bytes>) {
+    pub fn put(&self, name: ObjectName, content: impl Into<Bytes>) {
         self.runtime.block_on(self.repository.put(name, content.into(), Facts::default())).unwrap();
     }
 
-    fn put_segment(&self, number: u64) {
+    /// What is stored under a name.
+    pub fn content(&self, name: ObjectName) -> Bytes {
+        self.runtime.block_on(self.repository.get(name, 1 << 30)).unwrap()
+    }
+
+    pub fn put_segment(&self, number: u64) {
         self.put(ObjectName::segment(segment(number)), segment_bytes(number));
     }
 
-    fn put_piece(&self, number: u64, start: u32, end: u32) {
+    pub fn put_piece(&self, number: u64, start: u32, end: u32) {
         let content = segment_bytes(number)[start as usize..end as usize].to_vec();
         self.put(ObjectName::Piece { segment: segment(number), start, end }, content);
     }
 
     /// The file that holds a stored segment.
-    fn object(&self, number: u64) -> PathBuf {
+    pub fn object(&self, number: u64) -> PathBuf {
         self.scratch.path().join(format!("store/main/xlog/{}", segment(number)))
     }
 
-    fn get(&self, path: &str) -> http::Response {
+    pub fn get(&self, path: &str) -> http::Response {
         http::get(self.address, path).unwrap()
     }
 
-    fn status_of(&self, number: u64) -> u16 {
+    pub fn status_of(&self, number: u64) -> u16 {
         self.get(&format!("/main/archive/{}", segment(number))).status
     }
 
-    fn target(&self) -> PathBuf {
+    pub fn target(&self) -> PathBuf {
         self.scratch.path().join("RECOVERYXLOG")
     }
 
-    fn fetch(&self, file: &str) -> Output {
+    pub fn fetch(&self, file: &str) -> Output {
         fetch(&format!("http://{}", self.address), file, &self.target())
     }
 
-    fn push(&self, path: &Path) -> Output {
+    pub fn push(&self, path: &Path) -> Output {
         pgkeep(["wal-push", "--url", &format!("http://{}", self.address)]).arg(path).run()
     }
 
     /// What lies in the directory that clients write to, the store left out.
-    fn left_behind(&self) -> Vec<String> {
+    pub fn left_behind(&self) -> Vec<String> {
         let entries = fs::read_dir(self.scratch.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "store").collect()
@@ -536,7 +537,8 @@ fn files_are_written_and_read_only_within_the_data_directory() {
     fs::write(wal.join(segment(5).to_string()), segment_bytes(5)).unwrap();
     std::os::unix::fs::symlink(wal.join(segment(5).to_string()), wal.join(segment(6).to_string())).unwrap();
     assert_eq!(put(&segment(5).to_string()), 201);
-    assert_eq!(put(&segment(5).to_string()), 200);
+    // PGHoard's clients know no other success.
+    assert_eq!(put(&segment(5).to_string()), 201);
     assert_eq!(put(&segment(6).to_string()), 404);
     assert_eq!(put("00000002.history"), 404);
     assert!(serving.get(&format!("/main/archive/{}", segment(5))).body == segment_bytes(5));
@@ -550,7 +552,7 @@ fn whoever_must_log_in_must_log_in() {
     serving.put_segment(3);
     let path = format!("/main/archive/{}", segment(3));
     let answer = serving.get(&path);
-    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Basic realm=\"pgkeep\"")));
+    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Basic realm=\"pghoard\"")));
     let with = |value: &str| {
         http::request(serving.address, "GET", &path, &[("authorization", value)], b"").unwrap().status
     };
@@ -587,12 +589,7 @@ fn probes_and_status_answer() {
 fn several_sites_must_be_told_apart() {
     let serving = Serving::start_with(|deps| {
         let first = &deps.sites[0];
-        let second = Site {
-            name: "second".to_owned(),
-            repository: first.repository.clone(),
-            data_directory: None,
-            expected: first.expected.clone(),
-        };
+        let second = Site::new("second", first.repository.clone());
         deps.sites.push(second);
     });
     serving.put_segment(3);

@@ -173,6 +173,8 @@ pub struct Server {
     data_directory: PathBuf,
     port: u16,
     postmaster: Option<Child>,
+    /// Where its commands are looked for first.
+    programs: Option<PathBuf>,
 }
 
 impl Server {
@@ -199,7 +201,7 @@ impl Server {
     }
 
     fn new(major: u32, scratch: Scratch, data_directory: PathBuf) -> Self {
-        Self { major, scratch, data_directory, port: process::free_port(), postmaster: None }
+        Self { major, scratch, data_directory, port: process::free_port(), postmaster: None, programs: None }
     }
 
     /// A server on a data directory that somebody filled, on a port of its own; its files are given to the
@@ -415,6 +417,11 @@ impl Server {
         self.try_start().unwrap_or_else(|log| panic!("server does not start:\n{log}"));
     }
 
+    /// Has the server find its `archive_command` and `restore_command` there, from its next start on.
+    pub fn set_programs(&mut self, directory: &Path) {
+        self.programs = Some(directory.to_owned());
+    }
+
     /// The postmaster's pid, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.postmaster.as_ref().map(Child::id)
@@ -451,6 +458,11 @@ impl Server {
         command.args(["-c", &format!("port={}", self.port), "-c", "listen_addresses=127.0.0.1"]);
         command.args(["-c", &format!("unix_socket_directories={}", self.scratch.path().display())]);
         clean_environment(&mut command);
+        if let Some(programs) = &self.programs {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let path = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
+            command.env("PATH", std::env::join_paths(path).expect("no colons"));
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("copy a file handle")).stderr(log);
         self.postmaster = Some(process::spawn(command).expect("start postgres"));
 
