@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench assembler`
 
+use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use pgkeep::postgres::{Lsn, SegmentSize, TimelineId};
@@ -19,11 +20,13 @@ const MESSAGES: [usize; 3] = [128 << 10, 8 << 10, 200];
 
 #[divan::bench(args = MESSAGES)]
 fn assemble(bencher: Bencher<'_, '_>, message: usize) {
-    let stream = vec![7_u8; STREAM];
+    let stream = Bytes::from(vec![7_u8; STREAM]);
     bencher.counter(BytesCount::new(STREAM)).bench_local(|| {
         let mut assembler = SegmentAssembler::new(TimelineId::FIRST, SegmentSize::DEFAULT, Lsn::ZERO);
         let mut steps: Vec<Step> = Vec::new();
-        for message in stream.chunks(message) {
+        let mut rest = stream.clone();
+        while !rest.is_empty() {
+            let message = rest.split_to(message.min(rest.len()));
             assembler.push(assembler.received(), message, &mut steps).expect("the stream has no gap");
             steps.clear();
         }

@@ -24,6 +24,7 @@ pub mod repository;
 pub mod catalog;
 // level 4: what pgkeep does
 pub mod basebackup;
+pub mod pghoard;
 pub mod restore;
 pub mod retention;
 pub mod serve;

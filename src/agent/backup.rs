@@ -87,12 +87,13 @@ pub async fn with_agent(
 ) -> Result<BackupRecord, Error> {
     let mut position = site.position.subscribe();
     let repository = &site.repository;
-    take(site, wish, progress, cancel, async move |timeline, start, stop, identity: SystemIdentity| {
+    let _lent = site.receiver.segment_memory.lend();
+    let archived = async move |timeline, start, stop, identity: SystemIdentity| {
         let reached = |now: &Option<Position>| now.is_some_and(|now| now.has_stored(timeline, stop));
         position.wait_for(reached).await.map_err(|_| "the agent is stopping".to_owned())?;
         require_wal(repository, &identity, timeline, start, stop).await
-    })
-    .await
+    };
+    Box::pin(take(site, wish, progress, cancel, archived)).await
 }
 
 /// Takes a backup when no agent runs in this process.
@@ -164,7 +165,11 @@ async fn archive_meanwhile(site: &Site, cancel: &CancellationToken) -> Result<Ar
             warn!(timeline = %gap.timeline, from = %gap.from, to = %gap.to, reason = gap.reason, "WAL is lost: a gap in the archive");
         },
     };
-    let receiver = wal::Settings { budget: wal::Budget::new(WAL_BUDGET), ..site.receiver.clone() };
+    let receiver = wal::Settings {
+        budget: wal::Budget::new(WAL_BUDGET),
+        segment_memory: wal::SegmentMemory::new(0),
+        ..site.receiver.clone()
+    };
     let mut slot = Slot::Existing(name);
     loop {
         let connection = &mut connected.connection;

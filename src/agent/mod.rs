@@ -4,6 +4,7 @@ mod alerts;
 mod backup;
 mod coverage;
 mod exposure;
+mod former;
 mod leftovers;
 mod nodes;
 mod opening;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use backup::{Error as BackupError, Wish, alone as back_up_alone};
+pub use former::open_former;
 pub use nodes::{NodesError, current_segment};
 pub use site::{Error as SiteError, Site, chain, policy};
 pub use status::SiteStatus;
@@ -233,7 +235,7 @@ fn dependencies(config: &Config, openings: &Arc<[Opening]>, reporter: &Arc<Repor
     let asked = Arc::clone(openings);
     let (status, metrics) = (Arc::clone(reporter), Arc::clone(reporter));
     serve::Deps {
-        sites: openings.iter().map(Opening::served).collect(),
+        sites: openings.iter().map(|opening| opening.served(config.restore_prefetch)).collect(),
         status: Arc::new(move || status.status()),
         metrics: Arc::new(move || metrics.metrics()),
         ready: Arc::new(move || asked.iter().try_for_each(Opening::ready)),

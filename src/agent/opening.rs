@@ -22,9 +22,6 @@ use crate::storage::Access;
 const OPEN_RETRY: RetryPolicy =
     RetryPolicy { first: Duration::from_millis(500), max: Duration::from_secs(15), give_up_after: None };
 
-/// Segments fetched ahead for PGHoard's clients: enough to keep two downloads busy while one is replayed.
-const READ_AHEAD: usize = 4;
-
 pub struct Opening {
     config: SiteConfig,
     site: OnceLock<Arc<Site>>,
@@ -103,8 +100,8 @@ impl Opening {
         Ok(Some(site))
     }
 
-    /// What the HTTP server needs.
-    pub fn served(&self) -> serve::Site {
+    /// What the HTTP server needs; `read_ahead` is how many segments to fetch ahead for PGHoard's clients.
+    pub fn served(&self, read_ahead: usize) -> serve::Site {
         let wanted = Arc::clone(&self.backup_wanted);
         let active = self.config.active;
         serve::Site {
@@ -120,7 +117,7 @@ impl Opening {
                 wanted.notify_one();
                 Ok(())
             }),
-            read_ahead: READ_AHEAD,
+            read_ahead,
         }
     }
 

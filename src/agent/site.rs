@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::alerts::{Alert, Alerts, major_of};
 use super::backup::{self, Wish};
+use super::former::open_former;
 use super::nodes::{self, NodesError};
 use super::status::{ArchivingStatus, ErrorStatus, GapStatus, ServerStatus, SiteStatus, StatusCell};
 use super::telemetry::{SiteTelemetry, float};
@@ -27,7 +28,7 @@ use crate::retention::{self, RetentionPolicy};
 use crate::runtime::{Backoff, BoxError, Clock, RetryPolicy, SystemClock};
 use crate::serve::BackupEntry;
 use crate::storage::{self, Access, ConditionalPut};
-use crate::wal::{self, Budget, Ended, Known, Position, Reports, Slot};
+use crate::wal::{self, Budget, Ended, Known, Position, Reports, SegmentMemory, Slot};
 
 /// How often the schedule is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(5);
@@ -148,15 +149,18 @@ impl Site {
             host: host.clone(),
             part_size: part_size(config.memory_limit),
         };
+        let former = open_former(config, site, &settings, access).await?;
         // Five sixteenths of the limit: the rest is the program itself, compressors, upload parts and
-        // the frames of a base backup.
+        // the frames of a base backup. Far behind the server this budget is hardly used, and half of the
+        // limit holds whole segments instead.
         let budget = usize::try_from(config.memory_limit / 16 * 5).unwrap_or(usize::MAX);
         Ok(Self {
-            repository: Repository::new(store, &site.prefix, settings),
+            repository: Repository::continuing(store, &site.prefix, settings, former),
             receiver: wal::Settings {
                 flush_interval: site.wal_flush_interval,
                 shutdown_grace: site.shutdown_grace,
                 budget: Budget::new(budget),
+                segment_memory: SegmentMemory::new(config.memory_limit / 2),
             },
             position: watch::Sender::new(None),
             status: StatusCell::new(status),
@@ -196,12 +200,17 @@ impl Site {
 
     /// Remembers which base backups there are.
     fn list(&self, catalog: &Catalog) {
-        let entries = catalog.backups.iter().map(|record| {
-            let mut entry = BackupEntry::of(&self.config.prefix, &self.config.name, record).to_json();
+        let (prefix, name) = (&self.config.prefix, &self.config.name);
+        let own = catalog.backups.iter();
+        let own = own.map(|record| (BackupEntry::of(prefix, name, record), record.start_time));
+        let theirs = catalog.pghoard.iter();
+        let theirs = theirs.map(|backup| (BackupEntry::of_pghoard(backup), backup.start_time));
+        let entries = own.chain(theirs).map(|(entry, start_time)| {
+            let mut entry = entry.to_json();
             // PGHoard's state has the last part of the name only.
             let name = entry["name"].as_str().map(|name| name.rsplit('/').next().unwrap_or(name).to_owned());
             entry["name"] = Value::from(name);
-            (entry, Some(record.start_time))
+            (entry, Some(start_time))
         });
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = entries.collect();
     }
@@ -548,7 +557,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
             match Catalog::load(&site.repository).await {
                 Ok(catalog) => {
                     site.list(&catalog);
-                    last = catalog.backups.iter().map(|record| record.start_time).max();
+                    last = catalog.last_start();
                     cut_off = schedule.interval.is_some() && is_cut_off(&catalog);
                     loaded = true;
                 }
@@ -593,7 +602,7 @@ pub async fn keep_backing_up(site: Arc<Site>, cancel: CancellationToken) -> Resu
 /// Whether there are backups, and none from which recovery could get to the end of the newest timeline.
 fn is_cut_off(catalog: &Catalog) -> bool {
     let windows = catalog.windows();
-    !catalog.backups.is_empty()
+    !catalog.has_no_backup()
         && windows.last().is_some_and(|newest| newest.earliest.is_none() && !newest.gaps.is_empty())
 }
 
@@ -672,10 +681,10 @@ pub fn policy(site: &SiteConfig) -> RetentionPolicy {
 }
 
 async fn prune(site: &Site) -> Result<(), repository::Error> {
-    let catalog = Catalog::load(&site.repository).await?;
+    let mut catalog = Catalog::load(&site.repository).await?;
     site.list(&catalog);
     let now = SystemClock.now();
-    let plan = retention::plan(&catalog, &policy(&site.config), now);
+    let plan = retention::survey(&site.repository, &mut catalog, &policy(&site.config), now).await?;
     let report = retention::apply(&site.repository, &plan, now).await?;
     let labels = [("site", site.config.name.as_str())];
     site.telemetry.metrics().add(&names::PRUNED, &labels, float(report.backup_count));

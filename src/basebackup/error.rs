@@ -1,7 +1,7 @@
 //! What can end a base backup, by what is to be done about it.
 
-use super::manifest_check::ManifestError;
 use crate::codec::TarError;
+use crate::postgres::ManifestError;
 use crate::{catalog, postgres, repository};
 
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,6 @@ use tracing::{info, warn};
 
 use super::error::Error;
 use super::framing::{Framer, RawFrame};
-use super::manifest_check::ManifestCheck;
 use crate::catalog::{
     BackupFrom, BackupRecord, ENCRYPTED_RECORD_FORMAT, EntryPath, FileListRecord, FileListWriter, PackUse,
     RECORD_FORMAT, TablespaceRecord, WrappedKey, new_backup_key,
@@ -25,8 +24,8 @@ use crate::catalog::{
 use crate::codec::{TarEntry, TarEvent, TarKind, TarStream};
 use crate::observe::Progress;
 use crate::postgres::{
-    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, SystemIdentity, Tablespace,
-    TimelineId,
+    BackupEvent, BackupLabel, BackupSource, BaseBackupOptions, Connection, Lsn, ManifestCheck,
+    SystemIdentity, Tablespace, TimelineId,
 };
 use crate::repository::{
     BackupName, BackupPart, EncodedFrame, Facts, FrameEncoder, FrameRef, ObjectName, PackId, PackWriter,
@@ -36,6 +35,10 @@ use crate::runtime::Clock;
 
 /// A pack is finished when it has grown to this many stored bytes.
 const PACK_SIZE: u64 = 64 << 20;
+
+/// Frames handed over beyond those being encoded, so that no encoder waits for the stream. Each is 1 MiB
+/// and an encoder of another 1.5.
+const QUEUED: usize = 2;
 
 /// What the caller wants of a backup.
 #[derive(Clone, Debug)]
@@ -394,7 +397,7 @@ struct Sink<'a> {
     framer: Framer,
     /// Cut and not yet being encoded.
     frames: Vec<RawFrame>,
-    /// Being encoded, in order; at most `parallelism`.
+    /// Being encoded or about to be, in order.
     encoding: VecDeque<JoinHandle<(FrameEncoder, EncodedFrame)>>,
     parallelism: usize,
     /// Encoders at rest: their contexts are costly to make.
@@ -442,7 +445,7 @@ impl<'a> Sink<'a> {
     /// of them when `all` is set.
     async fn encode(&mut self, all: bool) -> Result<(), Error> {
         for frame in std::mem::take(&mut self.frames) {
-            while self.encoding.len() >= self.parallelism {
+            while self.encoding.len() >= self.parallelism + QUEUED {
                 self.place_next().await?;
             }
             let mut encoder = self.encoders.pop().unwrap_or_else(|| self.new_encoder());

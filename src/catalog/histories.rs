@@ -34,6 +34,13 @@ impl Histories {
         self.files.insert(timeline, history);
     }
 
+    /// Adds those of a site that this one was moved from; its own go before.
+    pub fn absorb(&mut self, former: Self) {
+        for (timeline, history) in former.files {
+            self.files.entry(timeline).or_insert(history);
+        }
+    }
+
     /// The ancestry of `timeline`. Timeline 1 needs no file.
     pub fn history(&self, timeline: TimelineId) -> Result<TimelineHistory, HistoryError> {
         match self.files.get(&timeline) {

@@ -11,6 +11,8 @@ use jiff::Timestamp;
 
 use super::backup::BackupRecord;
 use super::histories::Histories;
+use super::pghoard_backup::PGHOARD_SEGMENT_SIZE;
+use super::pghoard_read::load_pghoard;
 use super::pieces::Piece;
 use super::snapshot::{Catalog, DamagedBackup, SiteIdentity, UnfinishedBackup, WalTotals};
 use super::wal_range::WalCoverageBuilder;
@@ -26,7 +28,7 @@ const MAX_RECORD_LENGTH: u64 = 32 << 20;
 const MAX_HISTORY_LENGTH: u64 = 1 << 20;
 
 /// Small objects fetched at once: hides the store's latency, and costs a chunk of memory or two each.
-const PARALLEL_READS: usize = 8;
+pub(super) const PARALLEL_READS: usize = 8;
 
 impl Catalog {
     /// Reads what there is of the site. Objects that cannot be understood are reported in the catalog; only
@@ -37,6 +39,9 @@ impl Catalog {
         let pieces: Vec<Listed> = repository.list(Folder::Pieces, None).await?;
         catalog.load_wal(repository, &pieces).await?;
         catalog.histories = load_histories(repository).await?;
+        for former in repository.former() {
+            catalog.histories.absorb(load_histories(former).await?);
+        }
         catalog.unknown_key_count = repository.unknown_keys() - unknown_keys;
         Ok(catalog)
     }
@@ -52,11 +57,12 @@ impl Catalog {
             .try_collect()
             .await?;
         let mut catalog = Self::default();
+        (catalog.pghoard, catalog.damaged) = load_pghoard(repository).await?;
         let mut exists = Vec::new();
         for (name, record) in records {
             match record {
                 Some(Ok(record)) => catalog.backups.push(record),
-                Some(Err(reason)) => catalog.damaged.push(DamagedBackup { name, reason }),
+                Some(Err(reason)) => catalog.damaged.push(DamagedBackup { name: name.into(), reason }),
                 None => continue,
             }
             exists.push(name);
@@ -73,19 +79,26 @@ impl Catalog {
         if self.backups.is_empty() {
             (self.wal_identity, self.wal_problem) = identify_wal(repository, pieces).await?;
         }
-        let Some(identity) = self.identity() else { return Ok(()) };
-        let mut builder = WalCoverageBuilder::new(identity.segment_size);
+        let segment_size = match self.identity() {
+            Some(identity) => identity.segment_size,
+            // WAL that only a key opens does not say whose it is, but PGHoard knows one size.
+            None if !self.pghoard.is_empty() => PGHOARD_SEGMENT_SIZE,
+            None => return Ok(()),
+        };
+        let mut builder = WalCoverageBuilder::new(segment_size);
         for listed in pieces {
             if let ObjectName::Piece { segment, start, end } = listed.name {
                 builder.piece(segment, Piece { start, end });
                 self.count(segment.timeline(), listed);
             }
         }
-        let mut segments = repository.list_stream(Folder::Segments, None);
-        while let Some(listed) = segments.try_next().await? {
-            if let ObjectName::Wal(WalFileName::Segment(segment)) = listed.name {
-                builder.segment(segment);
-                self.count(segment.timeline(), &listed);
+        for repository in [repository].into_iter().chain(repository.former()) {
+            let mut segments = repository.list_stream(Folder::Segments, None);
+            while let Some(listed) = segments.try_next().await? {
+                if let ObjectName::Wal(WalFileName::Segment(segment)) = listed.name {
+                    builder.segment(segment);
+                    self.count(segment.timeline(), &listed);
+                }
             }
         }
         self.coverage = Some(builder.finish());
@@ -239,7 +252,7 @@ async fn read_start(repository: &Repository, name: ObjectName) -> Result<Vec<u8>
 
 /// Sorts what was read into content, content that nobody can use (with the reason), and nothing; what only
 /// says that the store did not answer stays an error.
-fn readable<T>(read: Result<T, Error>) -> Result<Option<Result<T, String>>, Error> {
+pub(super) fn readable<T>(read: Result<T, Error>) -> Result<Option<Result<T, String>>, Error> {
     match read {
         Ok(content) => Ok(Some(Ok(content))),
         Err(Error::NotFound(_)) => Ok(None),

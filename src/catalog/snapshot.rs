@@ -11,6 +11,8 @@ use jiff::Timestamp;
 
 use super::backup::BackupRecord;
 use super::histories::{Histories, RecoveryPath};
+use super::known::{Backup, BackupId};
+use super::pghoard_backup::PghoardBackup;
 use super::wal_range::{SegmentRange, WalCoverage};
 use crate::postgres::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 use crate::repository::BackupName;
@@ -20,6 +22,8 @@ use crate::repository::BackupName;
 pub struct Catalog {
     /// Backups that exist, oldest first.
     pub backups: Vec<BackupRecord>,
+    /// Those that PGHoard took, here and in the sites this one was moved from, oldest first.
+    pub pghoard: Vec<PghoardBackup>,
     /// Backups whose record cannot be read, oldest first. They are neither restored nor pruned.
     pub damaged: Vec<DamagedBackup>,
     /// Data of backups without a record, oldest first: being taken, interrupted, or left by pruning.
@@ -39,7 +43,7 @@ pub struct Catalog {
 /// A backup whose record cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedBackup {
-    pub name: BackupName,
+    pub name: BackupId,
     pub reason: String,
 }
 
@@ -71,19 +75,50 @@ pub struct SiteIdentity {
 }
 
 /// A backup as asked for on the command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum BackupChoice {
     #[default]
     Latest,
     Named(BackupName),
+    /// A name of PGHoard's, in full or without what comes before and after it.
+    Pghoard(String),
+}
+
+impl BackupChoice {
+    /// Whether `backup` is the one asked for; any is the latest among others.
+    pub fn is(&self, backup: &BackupId) -> bool {
+        match (self, backup) {
+            (Self::Latest, _) => true,
+            (Self::Named(name), BackupId::Own(own)) => name == own,
+            (Self::Pghoard(text), BackupId::Pghoard(id)) => id.answers_to(text),
+            _ => false,
+        }
+    }
 }
 
 impl FromStr for BackupChoice {
     type Err = <BackupName as FromStr>::Err;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "latest" { Ok(Self::Latest) } else { text.parse().map(Self::Named) }
+        match text.parse() {
+            _ if text == "latest" => Ok(Self::Latest),
+            Ok(name) => Ok(Self::Named(name)),
+            // PGHoard takes whatever lies under `basebackup/` for a backup.
+            Err(_) if text.contains('/') || is_dated(text) => Ok(Self::Pghoard(text.to_owned())),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// `YYYY-MM-DD_…`, as PGHoard names its backups.
+fn is_dated(text: &str) -> bool {
+    let date = text.as_bytes().get(..11).unwrap_or_default();
+    !date.is_empty()
+        && date.iter().enumerate().all(|(at, byte)| match at {
+            4 | 7 => *byte == b'-',
+            10 => *byte == b'_',
+            _ => byte.is_ascii_digit(),
+        })
 }
 
 impl fmt::Display for BackupChoice {
@@ -91,6 +126,7 @@ impl fmt::Display for BackupChoice {
         match self {
             Self::Latest => f.write_str("latest"),
             Self::Named(name) => name.fmt(f),
+            Self::Pghoard(text) => f.write_str(text),
         }
     }
 }
@@ -114,7 +150,7 @@ pub struct Window {
 /// Where a window begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WindowStart {
-    pub backup: BackupName,
+    pub backup: BackupId,
     pub lsn: Lsn,
     pub time: Timestamp,
 }
@@ -132,16 +168,13 @@ impl Catalog {
     }
 
     /// The backup asked for; the newest one for `latest`.
-    pub fn backup(&self, choice: BackupChoice) -> Option<&BackupRecord> {
-        match choice {
-            BackupChoice::Latest => self.backups.last(),
-            BackupChoice::Named(name) => self.backups.iter().find(|record| record.name == name),
-        }
+    pub fn backup(&self, choice: &BackupChoice) -> Option<Backup> {
+        self.known().into_iter().rev().find(|backup| choice.is(&backup.name))
     }
 
-    /// Why the record of `name` cannot be read, if it is there.
-    pub fn damage_of(&self, name: BackupName) -> Option<&DamagedBackup> {
-        self.damaged.iter().find(|damaged| damaged.name == name)
+    /// Why the backup asked for cannot be used, if it is there.
+    pub fn damage_of(&self, choice: &BackupChoice) -> Option<&DamagedBackup> {
+        self.damaged.iter().find(|damaged| choice.is(&damaged.name))
     }
 
     /// When the last WAL of `timeline` was stored.
@@ -152,24 +185,28 @@ impl Catalog {
     /// What can be restored, for each timeline of which there is WAL, ascending.
     pub fn windows(&self) -> Vec<Window> {
         let Some(coverage) = &self.coverage else { return Vec::new() };
-        coverage.timelines().filter_map(|timeline| self.window(coverage, timeline)).collect()
+        let known = self.known();
+        coverage.timelines().filter_map(|timeline| self.window(&known, coverage, timeline)).collect()
     }
 
-    fn window(&self, coverage: &WalCoverage, timeline: TimelineId) -> Option<Window> {
+    fn window(&self, known: &[Backup], coverage: &WalCoverage, timeline: TimelineId) -> Option<Window> {
         let latest = coverage.end_of(timeline)?;
         let (history, history_problem) = match self.histories.history(timeline) {
             Ok(history) => (history, None),
             Err(error) => (TimelineHistory::root(timeline), Some(error.to_string())),
         };
         let path = RecoveryPath::new(&history);
-        let earliest = self
-            .backups
+        let earliest = known
             .iter()
             .filter(|record| history.contains(record.stop_timeline, record.stop_lsn))
-            .filter(|record| record.stop_lsn <= latest)
+            .filter(|record| record.needed_lsn <= latest)
             .filter(|record| path.check(coverage, record.start_lsn, latest).is_ok())
             .min_by_key(|record| record.stop_lsn)
-            .map(|record| WindowStart { backup: record.name, lsn: record.stop_lsn, time: record.stop_time });
+            .map(|record| WindowStart {
+                backup: record.name.clone(),
+                lsn: record.stop_lsn,
+                time: record.stop_time,
+            });
         Some(Window {
             timeline,
             earliest,
@@ -330,10 +367,13 @@ mod tests {
             .backup(1, 2, "2026-11-21T08:00:00Z")
             .backup(1, 6, "2026-11-21T10:00:00Z")
             .catalog();
-        let find = |text: &str| catalog.backup(text.parse().unwrap()).map(|record| record.name.to_string());
+        let find = |text: &str| catalog.backup(&text.parse().unwrap()).map(|record| record.name.to_string());
         assert_eq!(find("latest"), Some("20261121T100000Z".to_owned()));
         assert_eq!(find("20261121T080000Z"), Some("20261121T080000Z".to_owned()));
         assert_eq!(find("20261121T080001Z"), None);
         assert!("newest".parse::<BackupChoice>().is_err());
+        for text in ["default/basebackup/2026-11-21_01-38_0", "2016-11-21_0", "basebackup/any"] {
+            assert_eq!(text.parse(), Ok(BackupChoice::Pghoard(text.to_owned())));
+        }
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use super::GlobalOptions;
+use crate::agent;
 use crate::config::{Config, Loaded, SiteConfig, Source, Warning};
 use crate::observe::{LogFormat, LogLevel, init_log, set_log_level};
 use crate::repository::{Repository, Settings};
@@ -85,7 +86,8 @@ impl Context {
             ..Settings::default()
         };
         let store = storage::open(&site.storage, access).await?;
-        Ok(Repository::new(store, &site.prefix, settings))
+        let former = agent::open_former(config, site, &settings, access).await?;
+        Ok(Repository::continuing(store, &site.prefix, settings, former))
     }
 }
 

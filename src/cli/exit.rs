@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::agent_client::AgentError;
 use crate::agent::{self, SiteError};
-use crate::catalog::{BackupKeyError, FileListObjectError};
+use crate::catalog::{BackupKeyError, FileListObjectError, PghoardError};
 use crate::config;
 use crate::observe::LogError;
 use crate::postgres::{self, WalFileName};
@@ -127,14 +127,16 @@ fn meaning_of(cause: &(dyn StdError + 'static)) -> Option<Meaning> {
             // A pack or file list that is gone is damage to the backup that its record promises.
             restore::Error::Damaged(_)
             | restore::Error::Repository(repository::Error::NotFound(_))
-            | restore::Error::FileList(FileListObjectError::Repository(repository::Error::NotFound(_))) => {
+            | restore::Error::FileList(FileListObjectError::Repository(repository::Error::NotFound(_)))
+            | restore::Error::Pghoard(PghoardError::Repository(repository::Error::NotFound(_))) => {
                 Exit::CorruptData
             }
             restore::Error::Repository(error)
-            | restore::Error::FileList(FileListObjectError::Repository(error)) => exit_of_repository(error),
-            restore::Error::FileList(_) | restore::Error::Keys(BackupKeyError::Altered(_)) => {
-                Exit::CorruptData
-            }
+            | restore::Error::FileList(FileListObjectError::Repository(error))
+            | restore::Error::Pghoard(PghoardError::Repository(error)) => exit_of_repository(error),
+            restore::Error::FileList(_)
+            | restore::Error::Pghoard(_)
+            | restore::Error::Keys(BackupKeyError::Altered(_)) => Exit::CorruptData,
             // The right key belongs into the configuration.
             restore::Error::Keys(_) => Exit::Configuration,
             _ => Exit::Failure,

@@ -56,7 +56,7 @@ fn clean_up(options: Options) -> anyhow::Result<()> {
     block_on(config.parallelism, async {
         let opened = Site::open(&config, site, access).await?;
         let catalog = Catalog::load(&opened.repository).await?;
-        if catalog.backups.is_empty() {
+        if catalog.has_no_backup() {
             return Err(anyhow!("the archive holds no backup, so no WAL is known to be needless"));
         }
         let now = SystemClock.now();

@@ -6,12 +6,14 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::catalog::BackupRecord;
+use crate::catalog::BackupId;
 use crate::repository::{Facts, ObjectName, PghoardFolder, Repository};
 
-/// Asks for `record` to be kept until then; gives what takes the request back.
-pub async fn request(repository: &Repository, record: &BackupRecord, until: Timestamp) -> Option<ObjectName> {
-    let backup = record.name.to_string();
+/// Asks for `backup` to be kept until then; gives what takes the request back.
+pub async fn request(repository: &Repository, backup: &BackupId, until: Timestamp) -> Option<ObjectName> {
+    // The last part of its key.
+    let backup = backup.to_string();
+    let backup = backup.rsplit('/').next().unwrap_or_default();
     let until = python_time(until);
     let Ok(name) = format!("{backup}_{until}").parse() else { return None };
     let name = ObjectName::Pghoard { folder: PghoardFolder::Preservations, name };

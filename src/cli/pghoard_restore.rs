@@ -18,17 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::pghoard::{context, fatal, parse, python_text};
 use super::pghoard_client::Hoard;
 use super::pghoard_table::{Row, table};
-use super::restore::{Order, carry_out};
+use super::restore::{Decided, Order, Tablespace};
 use super::runtime::{block_on, interruptible};
 use super::{Context, allocator, render};
 use crate::agent::Site;
-use crate::catalog::{BackupChoice, BackupRecord, Catalog};
+use crate::catalog::{BackupChoice, BackupId, Catalog};
 use crate::config::{Config, SiteConfig};
 use crate::observe::Progress;
 use crate::restore::{
     self, Found, Recovery, RecoveryTarget, RestorePlan, TablespaceTarget, TargetAction, TargetTimeline,
 };
-use crate::runtime::{Clock, SystemClock};
 use crate::secret::Secret;
 use crate::serve::BackupEntry;
 use crate::storage::Access;
@@ -193,7 +192,7 @@ fn list_stored(context: &Context, verbose: bool) -> anyhow::Result<()> {
     for damaged in &catalog.damaged {
         tracing::warn!(backup = %damaged.name, reason = damaged.reason, "this backup's record cannot be used");
     }
-    let rows: Vec<Row> = catalog.backups.iter().map(|record| row(site, record)).collect();
+    let rows = rows(site, &catalog);
     let caption = format!("Available {} basebackups:", python_text(&site.name));
     render::line(table(&caption, rows, verbose))
 }
@@ -217,9 +216,15 @@ fn list_http(options: HttpOptions) -> anyhow::Result<()> {
     render::line(table(&caption, rows, options.verbose))
 }
 
-fn row(site: &SiteConfig, record: &BackupRecord) -> Row {
-    let entry = BackupEntry::of(&site.prefix, &site.name, record);
-    Row { name: entry.name, size: entry.size, metadata: entry.metadata }
+fn rows(site: &SiteConfig, catalog: &Catalog) -> Vec<Row> {
+    let entries = BackupEntry::all(&site.prefix, &site.name, catalog).into_iter();
+    entries.map(|entry| Row { name: entry.name, size: entry.size, metadata: entry.metadata }).collect()
+}
+
+/// The full key of a backup, as the list has it.
+fn full_name(site: &SiteConfig, catalog: &Catalog, name: &BackupId) -> String {
+    let own = catalog.backups.iter().find(|record| name.own() == Some(record.name));
+    own.map_or_else(|| name.to_string(), |record| BackupEntry::of(&site.prefix, &site.name, record).name)
 }
 
 impl GetOptions {
@@ -238,8 +243,11 @@ impl GetOptions {
 
     /// A backup by its full key, as the list has it, or by the last part of that.
     fn choice(&self) -> anyhow::Result<BackupChoice> {
-        let name = self.basebackup.rsplit('/').next().unwrap_or_default();
-        name.parse().map_err(|_| {
+        let last = self.basebackup.rsplit('/').next().unwrap_or_default();
+        if let Ok(own) = last.parse() {
+            return Ok(BackupChoice::Named(own));
+        }
+        self.basebackup.parse().map_err(|_| {
             anyhow!("No applicable basebackup found, exiting: there is no {}", python_text(&self.basebackup))
         })
     }
@@ -284,7 +292,7 @@ fn get_basebackup(options: &GetOptions, status_file: Option<&Path>, debug: bool)
         );
     }
     let asked = Asked { options, config: &config, site, directory, in_use, status_file };
-    block_on(config.parallelism, Box::pin(asked.restore(choice, &target, preserve_until)))?
+    block_on(config.parallelism, Box::pin(asked.restore(&choice, &target, preserve_until)))?
 }
 
 /// One restore, as it was asked for.
@@ -301,27 +309,30 @@ struct Asked<'a> {
 impl Asked<'_> {
     async fn restore(
         &self,
-        choice: BackupChoice,
+        choice: &BackupChoice,
         target: &RecoveryTarget,
         preserve_until: Option<Timestamp>,
     ) -> anyhow::Result<()> {
         let access = if preserve_until.is_some() { Access::Write } else { Access::Read };
         let opened = Site::open(self.config, self.site, access).await?;
         let catalog = Catalog::load(&opened.repository).await?;
-        let plan = restore::plan(&catalog, choice, target, TargetTimeline::Latest, SystemClock.now())?;
-        self.show_choice(&catalog, choice, &plan)?;
+        let decided = Decided::on(&opened, &catalog, choice, target, TargetTimeline::Latest).await?;
+        let plan = &decided.plan;
+        self.show_choice(&catalog, choice, plan)?;
         for warning in &plan.warnings {
             tracing::warn!("{warning}");
         }
-        let tablespaces = self.tablespaces(&plan.backup)?;
+        let tablespaces = self.tablespaces(&decided)?;
         let preservation = match preserve_until {
-            Some(until) => super::pghoard_preserve::request(&opened.repository, &plan.backup, until).await,
+            Some(until) => {
+                super::pghoard_preserve::request(&opened.repository, &plan.backup.name, until).await
+            }
             None => None,
         };
         if self.in_use {
             remove_contents(&self.directory)?;
         }
-        self.carry_out(&opened, &plan, tablespaces).await?;
+        self.carry_out(&opened, &decided, tablespaces).await?;
         if let Some(preservation) = preservation
             && !self.options.no_cancel_preserve_on_success
         {
@@ -334,18 +345,29 @@ impl Asked<'_> {
         render::line("On SYSV Init based systems you can run /etc/init.d/postgresql start")
     }
 
-    fn show_choice(&self, catalog: &Catalog, choice: BackupChoice, plan: &RestorePlan) -> anyhow::Result<()> {
-        if choice == BackupChoice::Latest {
-            let applicable = catalog.backups.iter().filter(|record| match &plan.target {
-                RecoveryTarget::Time(time) => record.stop_time <= *time,
-                _ => true,
-            });
-            let rows: Vec<Row> = applicable.map(|record| row(self.site, record)).collect();
+    fn show_choice(
+        &self,
+        catalog: &Catalog,
+        choice: &BackupChoice,
+        plan: &RestorePlan,
+    ) -> anyhow::Result<()> {
+        if *choice == BackupChoice::Latest {
+            let too_late: Vec<String> = catalog
+                .known()
+                .iter()
+                .filter(|backup| match &plan.target {
+                    RecoveryTarget::Time(time) => backup.stop_time > *time,
+                    _ => false,
+                })
+                .map(|backup| full_name(self.site, catalog, &backup.name))
+                .collect();
+            let mut rows = rows(self.site, catalog);
+            rows.retain(|row| !too_late.contains(&row.name));
             let plural = if rows.len() == 1 { "" } else { "s" };
             let caption = format!("Found {} applicable basebackup{plural}", rows.len());
             render::line(table(&caption, rows, true))?;
         }
-        let name = row(self.site, &plan.backup).name;
+        let name = full_name(self.site, catalog, &plan.backup.name);
         render::line(format_args!("\nSelecting {} for restore", python_text(&name)))
     }
 
@@ -353,15 +375,16 @@ impl Asked<'_> {
     async fn carry_out(
         &self,
         opened: &Site,
-        plan: &RestorePlan,
+        decided: &Decided<'_>,
         tablespaces: Vec<TablespaceTarget>,
     ) -> anyhow::Result<()> {
-        let recovery = self.recovery(plan);
+        let plan = &decided.plan;
+        let recovery = self.recovery(decided);
         let cancel = CancellationToken::new();
         let progress = Progress::start(format!("restore of {}", plan.backup.name));
         let order = Order { directory: &self.directory, tablespaces, recovery: &recovery, durable: true };
-        let restored = interruptible(&cancel, carry_out(opened, plan, order, &progress, &cancel));
-        let total = plan.backup.plaintext_bytes;
+        let restored = interruptible(&cancel, decided.carry_out(opened, order, &progress, &cancel));
+        let total = plan.backup.plaintext_bytes.unwrap_or_default();
         let result = match self.status_file {
             None => restored.await,
             Some(path) => {
@@ -385,15 +408,17 @@ impl Asked<'_> {
         Ok(())
     }
 
-    fn recovery(&self, plan: &RestorePlan) -> Recovery {
-        let options = self.options;
+    fn recovery(&self, decided: &Decided<'_>) -> Recovery {
+        let (options, plan) = (self.options, &decided.plan);
         let standby = !options.restore_to_primary;
         let mut settings = restore::target_settings(&plan.target, plan.target_timeline, options.action());
-        let major = plan.backup.server_version_num / 10_000;
-        // 12 called it so, and 16 no longer has it.
-        if (12..16).contains(&major) {
-            settings.push(restore::setting_line("promote_trigger_file", "trigger_file"));
-        }
+        // 12 gave it another name, and 16 no longer has it.
+        let trigger = match decided.server_version_num().map(|version| version / 10_000) {
+            Some(..12) => Some("trigger_file"),
+            Some(12..16) => Some("promote_trigger_file"),
+            _ => None,
+        };
+        settings.extend(trigger.map(|name| restore::setting_line(name, "trigger_file")));
         if !options.primary_conninfo.is_empty() {
             settings.push(restore::setting_line("primary_conninfo", &options.primary_conninfo));
         }
@@ -420,7 +445,8 @@ impl Asked<'_> {
 
     /// PGHoard's rules: what is mapped goes there; the rest goes where it was, if that is there; else below the
     /// base directory. All of it must be there, and empty.
-    fn tablespaces(&self, record: &BackupRecord) -> anyhow::Result<Vec<TablespaceTarget>> {
+    fn tablespaces(&self, decided: &Decided<'_>) -> anyhow::Result<Vec<TablespaceTarget>> {
+        let known = decided.tablespaces();
         let mut mappings = self
             .options
             .tablespace_dir
@@ -439,14 +465,14 @@ impl Asked<'_> {
         }
         let mut targets: Vec<TablespaceTarget> = Vec::new();
         // An in-place tablespace has a relative location and lies inside the data directory.
-        for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/'))
-        {
+        for tablespace in known.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
             let oid = tablespace.oid.to_string();
             let location = tablespace.location.trim_end_matches('/');
             let last = location.rsplit('/').next().unwrap_or_default();
             // The name is not known of every backup; its directory often has it.
-            let known = [oid.as_str(), location, last];
-            let mapped = mappings.iter().position(|(name, _)| known.contains(name));
+            let name = tablespace.name.as_deref().unwrap_or(last);
+            let answers_to = [name, oid.as_str(), location];
+            let mapped = mappings.iter().position(|(name, _)| answers_to.contains(name));
             let mut directory =
                 mapped.map_or_else(|| PathBuf::from(location), |at| mappings.swap_remove(at).1);
             if let Some(base) = base.filter(|_| !directory.exists()) {
@@ -455,7 +481,7 @@ impl Asked<'_> {
                     .with_context(|| format!("cannot make `{}`", directory.display()))?;
             }
             let shown = python_text(&directory.display().to_string());
-            let name = python_text(last);
+            let name = python_text(name);
             if !directory.is_dir() {
                 bail!("Tablespace {name} target directory {shown} does not exist, aborting.");
             }
@@ -476,11 +502,7 @@ impl Asked<'_> {
         }
         let mut names: Vec<String> = mappings.iter().map(|(name, _)| python_text(name)).collect();
         names.sort();
-        let places: Vec<String> = record
-            .tablespaces
-            .iter()
-            .map(|tablespace| format!("{} ({})", tablespace.location, tablespace.oid))
-            .collect();
+        let places: Vec<String> = known.iter().map(Tablespace::describe).collect();
         bail!(
             "Tablespace mapping for [{}] was requested, but the tablespaces are not present in the backup, which has: {}",
             names.join(", "),

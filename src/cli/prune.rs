@@ -7,7 +7,6 @@ use super::runtime::block_on;
 use super::{Context, render};
 use crate::agent::{self, Site};
 use crate::catalog::Catalog;
-use crate::repository::BackupName;
 use crate::retention::{self, RetentionPlan, Verdict};
 use crate::runtime::{Clock, SystemClock};
 use crate::storage::Access;
@@ -35,9 +34,9 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
     let access = if args.dry_run { Access::Read } else { Access::Write };
     let (plan, report) = block_on(config.parallelism, async {
         let opened = Site::open(&config, site, access).await?;
-        let catalog = Catalog::load(&opened.repository).await?;
+        let mut catalog = Catalog::load(&opened.repository).await?;
         let now = SystemClock.now();
-        let plan = retention::plan(&catalog, &agent::policy(site), now);
+        let plan = retention::survey(&opened.repository, &mut catalog, &agent::policy(site), now).await?;
         let report =
             if args.dry_run { None } else { Some(retention::apply(&opened.repository, &plan, now).await?) };
         anyhow::Ok((plan, report))
@@ -77,7 +76,7 @@ pub fn run(args: &PruneArgs, context: &Context) -> anyhow::Result<()> {
 
 fn as_json(plan: &RetentionPlan, report: Option<&retention::PruneReport>) -> serde_json::Value {
     let verdict = |verdict| if verdict == Verdict::Keep { "keep" } else { "drop" };
-    let decided = |backup: &BackupName, verdict_of, reason: &str| json!({ "backup": backup.to_string(), "verdict": verdict(verdict_of), "reason": reason });
+    let decided = |backup: &dyn std::fmt::Display, verdict_of, reason: &str| json!({ "backup": backup.to_string(), "verdict": verdict(verdict_of), "reason": reason });
     let backups: Vec<_> =
         plan.backups.iter().map(|made| decided(&made.backup, made.verdict, &made.reason)).collect();
     let unfinished: Vec<_> =

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use futures_util::stream;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -11,9 +12,10 @@ use super::exit::{Exit, Failure};
 use super::runtime::{block_on, interruptible};
 use super::{Context, allocator, render};
 use crate::agent::Site;
-use crate::catalog::{BackupChoice, BackupRecord, Catalog};
+use crate::catalog::{Backup, BackupChoice, BackupId, BackupRecord, Catalog};
 use crate::config::{Config, SiteConfig};
 use crate::observe::Progress;
+use crate::pghoard;
 use crate::postgres::Lsn;
 use crate::restore::{
     self, Found, Recovery, RecoveryTarget, RestorePlan, TablespaceTarget, TargetAction, TargetTimeline, Work,
@@ -45,7 +47,7 @@ pub struct RestoreArgs {
     /// Connection string of the primary that the standby follows
     #[arg(long, value_name = "CONNINFO", requires = "standby")]
     primary_conninfo: Option<String>,
-    /// Put a tablespace elsewhere; OLD is its former directory or its OID
+    /// Put a tablespace elsewhere; OLD is its former directory, its OID, or with PGHoard's backups its name
     #[arg(long, value_name = "OLD=NEW")]
     tablespace: Vec<String>,
     /// Do not wait until everything is on disk: faster, for a copy that a power cut may cost
@@ -168,26 +170,29 @@ async fn restore(
     let cancel = CancellationToken::new();
     let site = Site::open(config, site_config, Access::Read).await?;
     let catalog = Catalog::load(&site.repository).await?;
-    if args.if_backup_exists && catalog.backups.is_empty() && catalog.damaged.is_empty() {
+    if args.if_backup_exists && catalog.has_no_backup() {
         return said(context, "nothing to do", "the archive holds no backup");
     }
-    let plan = restore::plan(&catalog, args.backup, target, args.target_timeline, SystemClock.now())?;
-    let tablespaces = tablespace_targets(&plan.backup, &args.tablespace, &directory)?;
-    let recovery = recovery(args, config, site_config, &plan)?;
+    let decided = Decided::on(&site, &catalog, &args.backup, target, args.target_timeline).await?;
+    let plan = &decided.plan;
+    let tablespaces =
+        tablespace_targets(&plan.backup.name, &decided.tablespaces(), &args.tablespace, &directory)?;
+    let recovery = recovery(args, config, site_config, plan)?;
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
     if args.dry_run {
-        return show(context, &plan, &directory, &tablespaces, &recovery);
+        return show(context, plan, &directory, &tablespaces, &recovery);
     }
     let progress = Progress::start(format!("restore of {}", plan.backup.name));
     let order = Order { directory: &directory, tablespaces, recovery: &recovery, durable: !args.no_sync };
-    let restored = interruptible(&cancel, carry_out(&site, &plan, order, &progress, &cancel)).await;
+    let restored =
+        Box::pin(interruptible(&cancel, decided.carry_out(&site, order, &progress, &cancel))).await;
     progress.finish();
     restored?;
-    let reach = reach_text(&plan);
+    let reach = reach_text(plan);
     if context.json() {
-        return render::json(&as_json(&plan, &directory, "restored"));
+        return render::json(&as_json(plan, &directory, "restored"));
     }
     render::line(format_args!(
         "restored backup {} into {}; PostgreSQL will recover {reach} when it is started there",
@@ -196,7 +201,13 @@ async fn restore(
     ))
 }
 
-/// Where a planned restore goes, and how the server recovers there.
+/// A restore that is decided: which backup, which way, and where its files come from.
+pub struct Decided<'a> {
+    pub plan: RestorePlan,
+    origin: Origin<'a>,
+}
+
+/// Where a restore goes, and how the server recovers there.
 pub struct Order<'a> {
     pub directory: &'a Path,
     pub tablespaces: Vec<TablespaceTarget>,
@@ -205,30 +216,162 @@ pub struct Order<'a> {
     pub durable: bool,
 }
 
-/// Carries a plan out, up to the moment from which PostgreSQL can start.
-pub async fn carry_out(
-    site: &Site,
-    plan: &RestorePlan,
-    order: Order<'_>,
-    progress: &Progress,
-    cancel: &CancellationToken,
-) -> anyhow::Result<()> {
-    let work = Work {
-        record: &plan.backup,
-        directory: order.directory.to_owned(),
-        tablespaces: order.tablespaces,
-        parallelism: site.parallelism,
-        durable: order.durable,
-    };
-    restore::restore_files(&site.repository, &work, progress, cancel).await?;
-    order.recovery.write(order.directory)?;
-    restore::finish(order.directory)?;
-    Ok(())
+impl<'a> Decided<'a> {
+    /// Decides, and looks at everything that can be known before the first byte is written.
+    pub async fn on(
+        site: &Site,
+        catalog: &'a Catalog,
+        wanted: &BackupChoice,
+        target: &RecoveryTarget,
+        timeline: TargetTimeline,
+    ) -> anyhow::Result<Decided<'a>> {
+        let now = SystemClock.now();
+        let mut plan = restore::plan(catalog, wanted, target, timeline, now)?;
+        let origin = Origin::open(site, catalog, &plan.backup.name).await?;
+        if let Origin::Pghoard(source) = &origin
+            && source.label().start_segment != source.backup().start_segment
+        {
+            // The metadata's segment was a guess; the one in the backup label counts.
+            let mut corrected = catalog.clone();
+            let found = corrected.pghoard.iter_mut().find(|backup| backup.id == source.backup().id);
+            if let Some(backup) = found {
+                backup.start_segment = source.label().start_segment;
+            }
+            let chosen = BackupChoice::Pghoard(plan.backup.name.to_string());
+            plan = restore::plan(&corrected, &chosen, target, timeline, now)?;
+        }
+        Ok(Self { plan, origin })
+    }
+
+    pub fn tablespaces(&self) -> Vec<Tablespace> {
+        self.origin.tablespaces()
+    }
+
+    /// The server's version, when it is known beforehand: 180004 is 18.4.
+    pub fn server_version_num(&self) -> Option<u32> {
+        match &self.origin {
+            Origin::Own(record) => Some(record.server_version_num),
+            Origin::Pghoard(source) => source.backup().server_version_num,
+        }
+    }
+
+    /// Restores, up to the moment from which PostgreSQL can start.
+    pub async fn carry_out(
+        &self,
+        site: &Site,
+        order: Order<'_>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let work = Work {
+            directory: order.directory.to_owned(),
+            tablespaces: order.tablespaces,
+            parallelism: site.parallelism,
+            durable: order.durable,
+        };
+        self.origin.restore(site, &self.plan.backup, &work, progress, cancel).await?;
+        order.recovery.write(order.directory)?;
+        Ok(restore::finish(order.directory)?)
+    }
+}
+
+/// Where the files of a backup come from.
+enum Origin<'a> {
+    Own(&'a BackupRecord),
+    Pghoard(Box<pghoard::Source>),
+}
+
+/// A tablespace of either kind of backup.
+pub struct Tablespace {
+    pub oid: u32,
+    /// Known of PGHoard's backups only.
+    pub name: Option<String>,
+    /// Its former directory.
+    pub location: String,
+}
+
+impl Tablespace {
+    pub fn describe(&self) -> String {
+        let name = self.name.as_ref().map(|name| format!("`{name}` ")).unwrap_or_default();
+        format!("{name}{} ({})", self.location, self.oid)
+    }
+}
+
+impl<'a> Origin<'a> {
+    /// Finds the backup, and looks at everything that can be known of it before the first byte is written.
+    async fn open(site: &Site, catalog: &'a Catalog, name: &BackupId) -> anyhow::Result<Origin<'a>> {
+        let found = match name {
+            BackupId::Own(name) => {
+                catalog.backups.iter().find(|record| record.name == *name).map(Origin::Own)
+            }
+            BackupId::Pghoard(id) => match catalog.pghoard.iter().find(|backup| backup.id == *id) {
+                Some(backup) => {
+                    let source = pghoard::Source::open(&site.repository, backup).await;
+                    let source = source.and_then(|source| source.check().map(|()| source));
+                    Some(Origin::Pghoard(Box::new(source.map_err(restore::Error::from)?)))
+                }
+                None => None,
+            },
+        };
+        found.context("the plan is for a backup that the catalog does not have")
+    }
+
+    fn tablespaces(&self) -> Vec<Tablespace> {
+        match self {
+            Self::Own(record) => record
+                .tablespaces
+                .iter()
+                .map(|known| Tablespace { oid: known.oid, name: None, location: known.location.clone() })
+                .collect(),
+            Self::Pghoard(source) => source
+                .tablespaces()
+                .iter()
+                .map(|known| Tablespace {
+                    oid: known.oid,
+                    name: Some(known.name.clone()),
+                    location: known.location.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    async fn restore(
+        &self,
+        site: &Site,
+        backup: &Backup,
+        work: &Work,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), restore::Error> {
+        let source = match self {
+            Self::Own(record) => {
+                return restore::restore_files(&site.repository, record, work, progress, cancel).await;
+            }
+            Self::Pghoard(source) => source,
+        };
+        progress.set_total(backup.plaintext_bytes.unwrap_or_default());
+        let open = |part| {
+            let source = source.clone();
+            Box::pin(stream::try_unfold(None, move |stream: Option<pghoard::PartStream>| {
+                let source = source.clone();
+                async move {
+                    let mut stream = match stream {
+                        Some(stream) => stream,
+                        None => source.read(part).await?,
+                    };
+                    Ok(stream.next().await?.map(|contents| (contents, Some(stream))))
+                }
+            }))
+        };
+        restore::restore_contents(&backup.name.to_string(), source.parts(), open, work, progress, cancel)
+            .await
+    }
 }
 
 /// Where each tablespace outside the data directory goes, checked before anything is written.
 fn tablespace_targets(
-    record: &BackupRecord,
+    backup: &BackupId,
+    tablespaces: &[Tablespace],
     mappings: &[String],
     directory: &Path,
 ) -> anyhow::Result<Vec<TablespaceTarget>> {
@@ -242,11 +385,13 @@ fn tablespace_targets(
         .collect::<Result<_, _>>()?;
     let mut targets: Vec<TablespaceTarget> = Vec::new();
     // An in-place tablespace has a relative location and lies inside the data directory.
-    for tablespace in record.tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
+    for tablespace in tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/')) {
         let oid = tablespace.oid.to_string();
-        let mapped = mappings
-            .iter()
-            .position(|(old, _)| *old == oid || *old == tablespace.location.trim_end_matches('/'));
+        let mapped = mappings.iter().position(|(old, _)| {
+            *old == oid
+                || *old == tablespace.location.trim_end_matches('/')
+                || tablespace.name.as_deref() == Some(*old)
+        });
         let target = match mapped {
             Some(at) => mappings.swap_remove(at).1,
             None => PathBuf::from(&tablespace.location),
@@ -272,13 +417,9 @@ fn tablespace_targets(
     }
     match mappings.first() {
         Some((old, _)) => {
-            let known: Vec<_> = record
-                .tablespaces
-                .iter()
-                .map(|known| format!("{} ({})", known.location, known.oid))
-                .collect();
+            let known: Vec<_> = tablespaces.iter().map(Tablespace::describe).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            Err(usage(format!("backup {} has no tablespace `{old}`; it has: {known}", record.name)))
+            Err(usage(format!("backup {backup} has no tablespace `{old}`; it has: {known}")))
         }
         None => Ok(targets),
     }
@@ -350,11 +491,10 @@ fn show(
     }
     let backup = &plan.backup;
     render::line(format_args!(
-        "backup {} of {} ({} in {} files) into {}",
+        "backup {} of {} ({}) into {}",
         backup.name,
         backup.stop_time,
-        render::size(backup.plaintext_bytes),
-        backup.file_count,
+        backup.plaintext_bytes.map_or_else(|| "size not known".to_owned(), render::size),
         directory.display()
     ))?;
     for target in tablespaces {

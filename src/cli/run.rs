@@ -1,6 +1,6 @@
 //! `pgkeep run`: the daemon.
 
-use super::runtime::block_on;
+use super::runtime::block_on_many;
 use super::{Context, allocator, context};
 use crate::agent;
 use crate::config::Config;
@@ -27,5 +27,5 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
         context::tell(&loaded.warnings);
         Ok(loaded.config)
     };
-    Ok(block_on(config.parallelism, agent::run(config, &reload))??)
+    Ok(block_on_many(config.parallelism, agent::run(config, &reload))??)
 }

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::agent_client::Agent;
+use super::list::pghoard_json;
 use super::runtime::load_catalog;
 use super::{Context, render};
-use crate::catalog::{Catalog, Window, list_ranges};
+use crate::catalog::{BackupId, Catalog, Window, list_ranges};
 use crate::config::HttpConfig;
 
 pub const EXAMPLES: &str = "\
@@ -21,12 +22,18 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     let catalog = load_catalog(&config, site)?;
     let agent = agent_status(&config.http, &site.name);
     if context.json() {
+        let latest = match catalog.known().last().map(|backup| &backup.name) {
+            Some(BackupId::Pghoard(id)) => {
+                catalog.pghoard.iter().find(|backup| backup.id == *id).map(pghoard_json)
+            }
+            _ => catalog.backups.last().map(|record| json!(record)),
+        };
         let problems: Vec<_> = catalog.damaged.iter().map(|damaged| damaged.reason.clone()).collect();
         return render::json(&json!({
             "site": site.name,
             "agent": agent,
-            "backups": catalog.backups.len(),
-            "latest_backup": catalog.backups.last(),
+            "backups": catalog.backups.len() + catalog.pghoard.len(),
+            "latest_backup": latest,
             "damaged_backups": problems,
             "unfinished_backups": catalog.unfinished.iter().map(|backup| backup.name.to_string()).collect::<Vec<_>>(),
             "system_identifier": catalog.identity().map(|identity| identity.system_identifier.to_string()),
@@ -36,12 +43,12 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     }
     let agent_text = agent.as_ref().map_or_else(|| "not running, or not at this host".to_owned(), agent_line);
     render::line(format_args!("agent     {agent_text}"))?;
-    let newest = catalog.backups.last();
-    let newest = newest.map_or_else(
+    let known = catalog.known();
+    let newest = known.last().map_or_else(
         || "none".to_owned(),
-        |record| format!("{} of {}", record.name, render::time(record.stop_time)),
+        |backup| format!("{} of {}", backup.name, render::time(backup.stop_time)),
     );
-    render::line(format_args!("backups   {}, newest: {newest}", catalog.backups.len()))?;
+    render::line(format_args!("backups   {}, newest: {newest}", known.len()))?;
     let rows: Vec<_> = catalog.windows().iter().map(window_row).collect();
     render::table(["timeline", "restorable from", "to", "about", "gaps"], &rows)?;
     for damaged in &catalog.damaged {

@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 use serde::{Deserialize, Serialize};
-use zstd::stream::raw::{CParameter, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{CParameter, InBuffer, OutBuffer};
+use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd::zstd_safe::{CCtx, compress_bound};
 
 /// How an object or a frame is compressed. The names are those of PGHoard's configuration and metadata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,7 +91,15 @@ pub(super) enum Compressor {
     // Writing to a `Vec` cannot fail, which is what the expectations below rest on.
     Snappy(Box<snap::write::FrameEncoder<Vec<u8>>>),
     Lzma(Box<Stream>),
-    Zstd(Box<zstd::stream::raw::Encoder<'static>>),
+    Zstd(Box<ZstdFrame>),
+}
+
+/// A zstd frame in the making.
+pub(super) struct ZstdFrame {
+    context: CCtx<'static>,
+    /// Bytes still to come, where their number was announced. With the last of them the frame ends.
+    left: Option<u64>,
+    ended: bool,
 }
 
 /// The default level, also written 0.
@@ -120,18 +130,7 @@ impl Compressor {
             Compression::None => Self::None,
             Compression::Snappy => Self::Snappy(Box::new(snap::write::FrameEncoder::new(Vec::new()))),
             Compression::Lzma => Self::Lzma(Box::new(xz_encoder(level))),
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::raw::Encoder::new(clamp_level(level))
-                    .expect("a clamped level is a valid parameter");
-                encoder
-                    .set_parameter(CParameter::ChecksumFlag(true))
-                    .expect("a fresh context takes parameters");
-                for parameter in zstd_parameters(clamp_level(level)) {
-                    encoder.set_parameter(parameter).expect("a fresh context takes parameters");
-                }
-                encoder.set_pledged_src_size(length).expect("a fresh context takes a length");
-                Self::Zstd(Box::new(encoder))
-            }
+            Compression::Zstd => Self::Zstd(Box::new(ZstdFrame::new(clamp_level(level), length))),
         }
     }
 
@@ -152,13 +151,7 @@ impl Compressor {
                     input = &input[usize::try_from(taken).expect("it is part of a slice")..];
                 }
             }
-            Self::Zstd(encoder) => {
-                let mut input = InBuffer::around(plaintext);
-                while input.pos() < plaintext.len() {
-                    with_room(stored, |output| encoder.run(&mut input, output))
-                        .expect("a compressor refuses no input");
-                }
-            }
+            Self::Zstd(frame) => frame.push(plaintext, stored),
         }
     }
 
@@ -177,13 +170,7 @@ impl Compressor {
                     break;
                 }
             },
-            Self::Zstd(mut encoder) => {
-                let mut left = 1;
-                while left > 0 {
-                    left = with_room(stored, |output| encoder.finish(output, true))
-                        .expect("the announced length is the length pushed");
-                }
-            }
+            Self::Zstd(frame) => frame.finish(stored),
         }
     }
 }
@@ -205,6 +192,63 @@ fn xz_encoder(level: i32) -> Stream {
     }
     Stream::new_stream_encoder(Filters::new().lzma2(&options), Check::Crc64)
         .expect("memory for an xz encoder")
+}
+
+impl ZstdFrame {
+    fn new(level: i32, length: Option<u64>) -> Self {
+        let mut context = CCtx::create();
+        for parameter in [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)]
+            .into_iter()
+            .chain(zstd_parameters(level))
+        {
+            context.set_parameter(parameter).expect("a fresh context takes parameters");
+        }
+        context.set_pledged_src_size(length).expect("a fresh context takes a length");
+        Self { context, left: length, ended: false }
+    }
+
+    fn push(&mut self, plaintext: &[u8], stored: &mut Vec<u8>) {
+        let length = plaintext.len() as u64;
+        let is_first = self.context.get_frame_progression().ingested == 0;
+        let is_last = self.left == Some(length);
+        self.left = self.left.map(|left| left.checked_sub(length).expect("no more than was announced"));
+        if is_last {
+            if is_first {
+                // All at once, and with room for the worst case, nothing is copied into the context's own
+                // window, and matches are looked for in one piece of memory, which is a fifth faster.
+                stored.reserve(compress_bound(plaintext.len()));
+            }
+            self.end(plaintext, stored);
+            return;
+        }
+        let mut input = InBuffer::around(plaintext);
+        while input.pos() < plaintext.len() {
+            self.turn(&mut input, stored, ZSTD_EndDirective::ZSTD_e_continue);
+        }
+    }
+
+    fn finish(mut self, stored: &mut Vec<u8>) {
+        if !self.ended {
+            self.end(&[], stored);
+        }
+    }
+
+    fn end(&mut self, plaintext: &[u8], stored: &mut Vec<u8>) {
+        let mut input = InBuffer::around(plaintext);
+        while self.turn(&mut input, stored, ZSTD_EndDirective::ZSTD_e_end) > 0 {}
+        self.ended = true;
+    }
+
+    /// Returns how many bytes are known to be left to write.
+    fn turn(
+        &mut self,
+        input: &mut InBuffer<'_>,
+        stored: &mut Vec<u8>,
+        directive: ZSTD_EndDirective,
+    ) -> usize {
+        with_room(stored, |output| self.context.compress_stream2(output, input, directive))
+            .expect("a compressor refuses no input, and is fed as much as was announced")
+    }
 }
 
 pub(super) fn clamp_level(level: i32) -> i32 {

@@ -151,21 +151,21 @@ impl fmt::Debug for NamedHash {
 }
 
 /// Hashes bytes as they pass, in the way of PGHoard.
-pub(super) struct NamedHasher {
+pub struct NamedHasher {
     algorithm: HashAlgorithm,
     context: aws_lc_rs::digest::Context,
 }
 
 impl NamedHasher {
-    pub(super) fn new(algorithm: HashAlgorithm) -> Self {
+    pub fn new(algorithm: HashAlgorithm) -> Self {
         Self { algorithm, context: aws_lc_rs::digest::Context::new(algorithm.implementation()) }
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);
     }
 
-    pub(super) fn finish(self) -> NamedHash {
+    pub fn finish(self) -> NamedHash {
         let digest = self.context.finish();
         let mut bytes = [0; 64];
         bytes[..digest.as_ref().len()].copy_from_slice(digest.as_ref());

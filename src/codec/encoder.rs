@@ -37,10 +37,14 @@ enum AnySealer {
 }
 
 impl AnySealer {
-    fn push(&mut self, content: &[u8], stored: &mut Vec<u8>) {
+    /// Replaces what lies in `stored` from `start` on.
+    fn seal(&mut self, stored: &mut Vec<u8>, start: usize) {
         match self {
-            Self::Envelope(sealer) => sealer.push(content, stored),
-            Self::Stream(sealer) => sealer.push(content, stored),
+            Self::Envelope(sealer) => sealer.seal(stored, start),
+            Self::Stream(sealer) => {
+                let content = stored.split_off(start);
+                sealer.push(&content, stored);
+            }
         }
     }
 
@@ -52,10 +56,9 @@ impl AnySealer {
     }
 }
 
-/// The encryption, and what waits for it.
+/// The encryption, and the digest of what it made.
 struct Sealing {
     sealer: AnySealer,
-    compressed: Vec<u8>,
     hasher: Hasher,
 }
 
@@ -87,7 +90,7 @@ impl Encoder {
     }
 
     fn with_sealer(mut self, sealer: AnySealer) -> Self {
-        self.sealing = Some(Box::new(Sealing { sealer, compressed: Vec::new(), hasher: Hasher::new() }));
+        self.sealing = Some(Box::new(Sealing { sealer, hasher: Hasher::new() }));
         self
     }
 
@@ -108,14 +111,10 @@ impl Encoder {
         if let Some(named) = &mut self.named {
             named.update(plaintext);
         }
-        match &mut self.sealing {
-            None => self.compressor.push(plaintext, stored),
-            Some(sealing) => {
-                self.compressor.push(plaintext, &mut sealing.compressed);
-                sealing.sealer.push(&sealing.compressed, stored);
-                sealing.compressed.clear();
-                sealing.hasher.update(&stored[before..]);
-            }
+        self.compressor.push(plaintext, stored);
+        if let Some(sealing) = &mut self.sealing {
+            sealing.sealer.seal(stored, before);
+            sealing.hasher.update(&stored[before..]);
         }
         self.stored_length += (stored.len() - before) as u64;
     }
@@ -126,19 +125,13 @@ impl Encoder {
     /// When less was pushed than was announced to [`Encoder::for_length`].
     pub fn finish(mut self, stored: &mut Vec<u8>) -> Summary {
         let before = stored.len();
-        let stored_digest = match self.sealing {
-            None => {
-                self.compressor.finish(stored);
-                None
-            }
-            Some(mut sealing) => {
-                self.compressor.finish(&mut sealing.compressed);
-                sealing.sealer.push(&sealing.compressed, stored);
-                sealing.sealer.finish(stored);
-                sealing.hasher.update(&stored[before..]);
-                Some(sealing.hasher.digest())
-            }
-        };
+        self.compressor.finish(stored);
+        let stored_digest = self.sealing.map(|mut sealing| {
+            sealing.sealer.seal(stored, before);
+            sealing.sealer.finish(stored);
+            sealing.hasher.update(&stored[before..]);
+            sealing.hasher.digest()
+        });
         self.stored_length += (stored.len() - before) as u64;
         Summary {
             plaintext_length: self.hasher.length(),

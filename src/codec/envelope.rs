@@ -80,27 +80,38 @@ impl Sealer {
     }
 
     /// Takes the next bytes of content; appends to `stored` what is ready.
+    pub fn push(&mut self, content: &[u8], stored: &mut Vec<u8>) {
+        let start = stored.len();
+        stored.extend_from_slice(content);
+        self.seal(stored, start);
+    }
+
+    /// Takes the next bytes of content, which lie in `stored` from `start` on, and puts what they become in
+    /// their place: a whole segment is not copied only to be encrypted.
     ///
     /// # Panics
     /// When the system has no randomness to give.
-    pub fn push(&mut self, content: &[u8], stored: &mut Vec<u8>) {
-        if content.is_empty() {
+    pub(super) fn seal(&mut self, stored: &mut Vec<u8>, mut start: usize) {
+        if stored.len() == start {
             return;
         }
         if let Sealing::Before(key) = &self.0 {
             let mut secrets = [0; SECRETS_LENGTH];
             rand::fill(&mut secrets).expect("the system gives randomness");
-            self.0 = Sealing::begin(key, &secrets, stored);
+            let (sealing, head) = Sealing::begin(key, &secrets);
+            self.0 = sealing;
+            let head_length = head.len();
+            stored.splice(start..start, head);
+            start += head_length;
         }
         let Sealing::Within(within) = &mut self.0 else { return };
         let (cipher, mac) = &mut **within;
-        for piece in content.chunks(STEP) {
-            let start = stored.len();
-            stored.resize(start + piece.len() + BLOCK, 0);
-            let update = cipher.update(piece, &mut stored[start..]).expect("there is room");
-            assert_eq!(update.written().len(), piece.len(), "CTR is a stream cipher");
-            stored.truncate(start + piece.len());
-            mac.update(&stored[start..]);
+        let mut sealed = [0; STEP + BLOCK];
+        for piece in stored[start..].chunks_mut(STEP) {
+            let update = cipher.update(piece, &mut sealed).expect("there is room");
+            // CTR is a stream cipher: the lengths are equal.
+            piece.copy_from_slice(update.written());
+            mac.update(piece);
         }
     }
 
@@ -113,18 +124,17 @@ impl Sealer {
 }
 
 impl Sealing {
-    fn begin(key: &PublicKey, secrets: &[u8; SECRETS_LENGTH], stored: &mut Vec<u8>) -> Self {
+    /// Also returns what stands before the content.
+    fn begin(key: &PublicKey, secrets: &[u8; SECRETS_LENGTH]) -> (Self, Vec<u8>) {
         let wrapped = key.wrap(secrets);
-        stored.extend_from_slice(MAGIC);
         let length = u16::try_from(wrapped.len()).expect("no RSA key has more than 8192 bits");
-        stored.extend_from_slice(&length.to_be_bytes());
-        stored.extend_from_slice(&wrapped);
+        let head = [&MAGIC[..], &length.to_be_bytes(), &wrapped].concat();
         let (key, counter, mac) = split(secrets);
         let context = EncryptionContext::Iv128(FixedLength::from(counter));
         let cipher = UnboundCipherKey::new(&AES_128, key)
             .and_then(|key| StreamingEncryptingKey::less_safe_ctr(key, context))
             .expect("16 bytes are an AES-128 key");
-        Self::Within(Box::new((cipher, mac)))
+        (Self::Within(Box::new((cipher, mac))), head)
     }
 }
 
@@ -288,8 +298,7 @@ mod tests {
         let mut secrets = [0xFF; SECRETS_LENGTH];
         secrets[..16].copy_from_slice(b"0123456789abcdef");
         let (ring, mut stored) = (ring(), Vec::new());
-        let mut sealer = Sealer(Sealing::begin(ring.writing().unwrap(), &secrets, &mut stored));
-        stored.clear();
+        let mut sealer = Sealer(Sealing::begin(ring.writing().unwrap(), &secrets).0);
         sealer.push(&[0; 32], &mut stored);
         let expected = "31e27f7c3b91dc3173ef57bf4f693ceb0b9b15da4b44a0f5151dcfc4c01f35d5";
         let hex: String = stored.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -23,7 +23,7 @@ mod tar;
 
 pub use compress::{Compression, ParseCompressionError};
 pub use decoder::{Decoder, Error, Expected};
-pub use digest::{Digest, HashAlgorithm, Hasher, NamedHash, ParseDigestError};
+pub use digest::{Digest, HashAlgorithm, Hasher, NamedHash, NamedHasher, ParseDigestError};
 pub use encoder::{Encoder, Summary};
 pub use envelope::{EnvelopeError, Opener, Sealer, is_sealed};
 pub use frame::{EncodedFrame, FrameDecoder, FrameEncoder, FrameFacts, MAX_FRAME_LENGTH};

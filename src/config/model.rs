@@ -21,6 +21,8 @@ use crate::runtime::Lookup;
 use crate::secret::Secret;
 use crate::storage::StorageConfig;
 
+/// Enough to keep two downloads busy while one segment is replayed.
+const DEFAULT_PREFETCH: i32 = 4;
 const DEFAULT_HTTP_PORT: u16 = 16000;
 const DEFAULT_MEMORY_LIMIT: u64 = 64 << 20;
 /// Below this not even one multipart part, one segment and their codecs fit.
@@ -44,6 +46,8 @@ pub struct Config {
     pub memory_limit: u64,
     /// Threads for compression and transfers.
     pub parallelism: usize,
+    /// WAL segments to fetch ahead for PGHoard's clients.
+    pub restore_prefetch: usize,
     /// Set when the configuration says so; flag and environment go before it.
     pub log_level: Option<LogLevel>,
     /// Who is told what, and by which signs.
@@ -89,6 +93,8 @@ pub struct SiteConfig {
     /// What the server's version should be.
     pub pg_version: Option<u32>,
     pub keys: KeyRing,
+    /// Other sites whose backups and WAL this one continues.
+    pub moved_from: Vec<String>,
     pub data_directory: Option<PathBuf>,
     pub schedule: Schedule,
     pub retention: Retention,
@@ -201,6 +207,7 @@ impl Config {
             compression_level: level(algorithm, compression.level, &mut findings),
             hash_algorithm: hash(raw, &mut findings),
             memory_limit: memory_limit(raw, &mut findings),
+            restore_prefetch: usize::try_from(raw.restore_prefetch.unwrap_or(DEFAULT_PREFETCH)).unwrap_or(0),
             parallelism: parallelism(raw, compression.thread_count, host.cpus, &mut findings),
             log_level: raw.log_level.as_ref().and_then(|level| {
                 level.parse().map_err(|error| findings.problem("log_level", format!("{error}"))).ok()
@@ -414,6 +421,7 @@ impl<'a> SiteReader<'a> {
             slot,
             storage,
             keys,
+            moved_from: site.moved_from.clone().unwrap_or_default(),
             data_directory: site.pg_data_directory.as_ref().map(|path| host.current_directory.join(path)),
             schedule,
             retention,

@@ -68,6 +68,8 @@ pub struct RawConfig {
     pub prometheus: Option<RawPrometheus>,
     /// Most memory for data in flight (default 64MiB).
     pub memory_limit: Option<Bytes>,
+    /// WAL segments to fetch ahead into the WAL directory for PGHoard's clients (default 4); 0 or less: none.
+    pub restore_prefetch: Option<i32>,
     /// Worker threads for compression and transfers (default: the number of CPUs, at most 16).
     pub parallelism: Option<u16>,
 }
@@ -126,6 +128,8 @@ pub struct RawSite {
     pub object_storage: Option<RawObjectStorage>,
     /// Everything written is encrypted for this one of `encryption_keys` (default: not encrypted).
     pub encryption_key_id: Option<String>,
+    /// Sites whose base backups and WAL this one continues, the latest first.
+    pub moved_from: Option<Vec<String>>,
     /// Key pairs by name. A host that only backs up needs no private part.
     pub encryption_keys: Option<BTreeMap<String, RawKeyPair>>,
     /// Put before the name of every object of the site (default: the site's name).
@@ -168,6 +172,7 @@ impl Default for RawSite {
             nodes: None,
             object_storage: None,
             encryption_key_id: None,
+            moved_from: None,
             encryption_keys: None,
             prefix: None,
             pg_data_directory: None,

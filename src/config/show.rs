@@ -45,6 +45,7 @@ impl Config {
             "log_level": self.log_level.unwrap_or_default().as_str(),
             "memory_limit": self.memory_limit,
             "parallelism": self.parallelism,
+            "restore_prefetch": self.restore_prefetch,
         })
     }
 }

@@ -13,6 +13,7 @@ mod connection;
 mod conninfo;
 mod error;
 mod lsn;
+mod manifest_check;
 mod passfile;
 mod replication;
 mod segment;
@@ -33,6 +34,7 @@ pub use conninfo::{
 };
 pub use error::{Error, OLDEST_MAJOR};
 pub use lsn::{Lsn, ParseLsnError};
+pub use manifest_check::{ManifestCheck, ManifestError};
 pub use passfile::password_for;
 pub use replication::{
     BaseBackupOptions, Grammar, ManifestChecksums, SlotName, SlotNameError, SlotState, Started,

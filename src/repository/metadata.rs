@@ -18,6 +18,8 @@ const PRESERVE_BACKUP: &str = "preserve-backup";
 const PRESERVE_UNTIL: &str = "preserve-until";
 const ENCRYPTION_KEY_ID: &str = "encryption-key-id";
 const HASH: &str = "hash";
+/// SHA-256 of the stored bytes, which PGHoard's local store keeps. Its key is `_hash`.
+const STORED_HASH: &str = "-hash";
 const HASH_ALGORITHM: &str = "hash-algorithm";
 const CONTENT_LENGTH: &str = "content-length";
 /// Ours: BLAKE3 of the plaintext.
@@ -56,6 +58,8 @@ pub struct ObjectMetadata {
     pub host: Option<String>,
     /// Of the plaintext, as PGHoard has it beside WAL.
     pub hash: Option<NamedHash>,
+    /// Of the bytes as they are stored; PGHoard's local store has it.
+    pub stored_hash: Option<NamedHash>,
     /// Bytes as they are stored.
     pub stored_length: Option<u64>,
     /// Of the plaintext. Not known for objects that were streamed, nor for PGHoard's.
@@ -114,6 +118,7 @@ impl ObjectMetadata {
                 PRESERVE_BACKUP => preserve.0 = Some(value.to_owned()),
                 PRESERVE_UNTIL => preserve.1 = Some(value.to_owned()),
                 HASH => hash = Some(value),
+                STORED_HASH => metadata.stored_hash = NamedHash::parse("sha256", value),
                 HASH_ALGORITHM => hash_algorithm = Some(value),
                 CONTENT_LENGTH => metadata.stored_length = value.parse().ok(),
                 DIGEST => metadata.digest = value.parse().ok(),
@@ -178,7 +183,7 @@ mod tests {
             ("hash-algorithm", "sha1"),
             ("encryption-key-id", "k 1"),
             ("Content-Length", "123"),
-            ("_hash", "00"),
+            ("_hash", "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"),
         ]);
         let expected = ObjectMetadata {
             stored_as: StoredAs::Declared(Compression::Snappy),
@@ -189,6 +194,7 @@ mod tests {
             hash: NamedHash::parse("sha1", "da39a3ee5e6b4b0d3255bfef95601890afd80709"),
             key: Some(KeyId::new("k 1").unwrap()),
             is_sealed: false,
+            stored_hash: NamedHash::parse("sha256", &"0f".repeat(32)),
             stored_length: Some(123),
             digest: None,
             summary: None,
@@ -243,6 +249,7 @@ mod tests {
                 key: key.map(|key| KeyId::new(&key).unwrap()),
                 is_sealed: sealed,
                 hash: hash.map(|hash| NamedHash::parse("sha1", &hash).unwrap()),
+                stored_hash: None,
                 stored_length: stored,
                 summary,
                 preserve: Some(("b_0".to_owned(), "2099-01-01 00:00:00+00:00".to_owned())),

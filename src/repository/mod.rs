@@ -14,6 +14,7 @@
 //! Nothing is ever replaced: same name and same content is success, other content is
 //! [`Error::Conflict`].
 
+mod describe;
 mod error;
 mod metadata;
 mod name;
@@ -27,6 +28,7 @@ mod upload;
 mod writer;
 
 pub use crate::codec::{EncodedFrame, FrameDecoder, FrameEncoder, OpeningKey, SealingKey};
+pub use describe::Described;
 pub use error::Error;
 pub use metadata::{ObjectMetadata, StoredAs};
 pub use name::{BackupName, BackupPart, Folder, ObjectName, ParseBackupNameError};

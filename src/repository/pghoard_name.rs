@@ -49,6 +49,10 @@ pub struct PghoardName {
 }
 
 impl PghoardName {
+    /// The name as a text.
+    ///
+    /// # Panics
+    /// Never: it was made of one.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.text[..usize::from(self.length)]).expect("it was made of a text")
     }

@@ -14,10 +14,11 @@ use super::error::Error;
 use super::metadata::{ObjectMetadata, StoredAs};
 use super::name::ObjectName;
 use super::repository::Repository;
-use crate::codec::{Decoder, KeyRing, NamedHash, PrivateKey, StreamOpener, Summary, is_sealed};
+use crate::codec::{Decoder, KeyRing, NamedHash, NamedHasher, PrivateKey, StreamOpener, Summary, is_sealed};
 use crate::storage;
 
-/// Plaintext per chunk; two of them are in memory, the one held back and the one being made.
+/// Plaintext per chunk; three of them are in memory: one with the caller, the one held back and the one
+/// being made.
 const CHUNK: usize = 512 << 10;
 /// Stored bytes per turn of the decoder.
 const INPUT: usize = 256 << 10;
@@ -41,6 +42,15 @@ enum Work {
     Over,
 }
 
+impl Work {
+    fn turn(mut decoding: Box<Decoding>) -> Self {
+        Self::Busy(tokio::task::spawn_blocking(move || {
+            let step = decoding.step();
+            (decoding, step)
+        }))
+    }
+}
+
 enum Step {
     NeedInput,
     Chunk(Vec<u8>),
@@ -50,7 +60,14 @@ enum Step {
 enum Failure {
     Codec(crate::codec::Error),
     Io(std::io::Error),
-    Short { read: u64 },
+    Short {
+        read: u64,
+    },
+    /// The stored bytes are others than when their hash was taken.
+    Altered {
+        expected: NamedHash,
+        actual: NamedHash,
+    },
 }
 
 /// The blocking half: a decoder and where its input comes from.
@@ -62,6 +79,8 @@ struct Decoding {
     stored_length: u64,
     expected: ExpectedObject,
     decoder: Option<Decoder>,
+    /// Of the stored bytes, where it is known what they must hash to.
+    stored_hasher: Option<(NamedHasher, NamedHash)>,
 }
 
 /// How the object is to be decoded, and what it must turn out to be.
@@ -150,6 +169,7 @@ impl ObjectReader {
             stored_length,
             expected,
             decoder: None,
+            stored_hasher: metadata.stored_hash.map(|hash| (NamedHasher::new(hash.algorithm()), hash)),
         };
         Ok(Self {
             repository,
@@ -195,15 +215,13 @@ impl ObjectReader {
         }
     }
 
-    /// One turn of the decoder; none after its end.
+    /// One turn of the decoder; none after its end. The next turn begins while the caller deals with the
+    /// chunk that this one made.
     async fn step(&mut self) -> Result<Option<Step>, Error> {
         if let Work::Idle(_) = self.work
-            && let Work::Idle(mut decoding) = std::mem::replace(&mut self.work, Work::Over)
+            && let Work::Idle(decoding) = std::mem::replace(&mut self.work, Work::Over)
         {
-            self.work = Work::Busy(tokio::task::spawn_blocking(move || {
-                let step = decoding.step();
-                (decoding, step)
-            }));
+            self.work = Work::turn(decoding);
         }
         let Work::Busy(job) = &mut self.work else {
             return if self.summary.is_some() { Ok(None) } else { Err(self.gone()) };
@@ -212,12 +230,18 @@ impl ObjectReader {
         self.work = Work::Over;
         match step {
             Ok(step) => {
-                if !matches!(step, Step::End(..)) {
-                    self.work = Work::Idle(decoding);
-                }
+                self.work = match step {
+                    Step::NeedInput => Work::Idle(decoding),
+                    Step::Chunk(_) => Work::turn(decoding),
+                    Step::End(..) => Work::Over,
+                };
                 Ok(Some(step))
             }
             Err(Failure::Codec(error)) => Err(Error::of_content(self.name, &error)),
+            Err(Failure::Altered { expected, actual }) => {
+                let why = format!("its stored bytes have the SHA-256 {actual} instead of {expected}");
+                Err(Error::Damaged { name: self.name, why })
+            }
             Err(Failure::Io(error)) => {
                 let store = self.repository.store().description();
                 let cause = storage::Error::from_io(store, "read an object", error);
@@ -296,7 +320,10 @@ impl Decoding {
             let mut input = &self.input[..];
             decoder.push(&mut input, CHUNK - plaintext.len(), &mut plaintext).map_err(Failure::Codec)?;
             let taken = self.input.len() - input.len();
-            let _ = self.input.split_to(taken);
+            let taken = self.input.split_to(taken);
+            if let Some((hasher, _)) = &mut self.stored_hasher {
+                hasher.update(&taken);
+            }
             if plaintext.len() >= CHUNK {
                 return Ok(Step::Chunk(plaintext));
             }
@@ -304,6 +331,12 @@ impl Decoding {
                 // A connection that ends early is no damage of the object.
                 if self.read != self.stored_length {
                     return Err(Failure::Short { read: self.read });
+                }
+                if let Some((hasher, expected)) = self.stored_hasher.take() {
+                    let actual = hasher.finish();
+                    if actual != expected {
+                        return Err(Failure::Altered { expected, actual });
+                    }
                 }
                 let decoder = self.decoder.take().expect("it was made above");
                 let summary = decoder.finish().map_err(Failure::Codec)?;

@@ -84,12 +84,36 @@ struct Inner {
     base: Path,
     settings: Settings,
     unknown_keys: AtomicU64,
+    site_prefix: String,
+    former: Vec<Repository>,
 }
 
 impl Repository {
     pub fn new(store: Store, site_prefix: &str, settings: Settings) -> Self {
+        Self::continuing(store, site_prefix, settings, Vec::new())
+    }
+
+    /// A site that was moved here from others, whose backups and WAL it continues. These are only read, and
+    /// pruned.
+    pub fn continuing(store: Store, site_prefix: &str, settings: Settings, former: Vec<Self>) -> Self {
         let base = store.key(site_prefix);
-        Self(Arc::new(Inner { store, base, settings, unknown_keys: AtomicU64::new(0) }))
+        let (unknown_keys, site_prefix) = (AtomicU64::new(0), site_prefix.to_owned());
+        Self(Arc::new(Inner { store, base, settings, unknown_keys, site_prefix, former }))
+    }
+
+    /// The sites this one was moved from, the latest first.
+    pub fn former(&self) -> &[Self] {
+        &self.0.former
+    }
+
+    /// This site, for none, or the one that it was moved from with this number.
+    pub fn of(&self, former: Option<usize>) -> &Self {
+        former.and_then(|number| self.0.former.get(number)).unwrap_or(self)
+    }
+
+    /// What comes before every key of the site, without what the store puts before that.
+    pub fn site_prefix(&self) -> &str {
+        &self.0.site_prefix
     }
 
     pub fn store(&self) -> &Store {
@@ -124,7 +148,23 @@ impl Repository {
     }
 
     /// Opens an object for reading.
+    ///
+    /// WAL that a site lacks may be in one that it was moved from.
     pub async fn read(&self, name: ObjectName) -> Result<ObjectReader, Error> {
+        let own = self.read_own(name).await;
+        if !matches!((&own, name), (Err(Error::NotFound(_)), ObjectName::Wal(_))) {
+            return own;
+        }
+        for former in self.former() {
+            match former.read_own(name).await {
+                Err(Error::NotFound(_)) => {}
+                found => return found,
+            }
+        }
+        own
+    }
+
+    async fn read_own(&self, name: ObjectName) -> Result<ObjectReader, Error> {
         let result = self.get_opts(name, GetOptions::default()).await?;
         let metadata = ObjectMetadata::from_attributes(&result.attributes);
         ObjectReader::new(self.clone(), name, metadata, result, None)
@@ -299,7 +339,7 @@ impl Repository {
     }
 
     /// Every read passes here, because here "not found" gets its meaning.
-    async fn get_opts(&self, name: ObjectName, options: GetOptions) -> Result<GetResult, Error> {
+    pub(super) async fn get_opts(&self, name: ObjectName, options: GetOptions) -> Result<GetResult, Error> {
         let key = self.key(&name);
         match self.store().inner().get_opts(&key, options).await {
             Ok(result) => Ok(result),
@@ -323,7 +363,7 @@ fn subject(name: &ObjectName) -> String {
     format!("object `{name}`")
 }
 
-fn timestamp(meta: &ObjectMeta) -> Timestamp {
+pub(super) fn timestamp(meta: &ObjectMeta) -> Timestamp {
     // Stores give times that a calendar can hold.
     Timestamp::from_second(meta.last_modified.timestamp()).unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -7,10 +7,10 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -29,14 +29,14 @@ use crate::repository::{BackupPart, FrameDecoder, FrameRef, ObjectName, Reposito
 const RUN_SIZE: u64 = 4 << 20;
 
 /// A write from this size on is sent to disk at once; smaller ones are better gathered by the system.
-const LARGE_WRITE: usize = 512 << 10;
+pub(super) const LARGE_WRITE: usize = 512 << 10;
 
 /// Stands in the target directory while a restore is under way. Whoever finds it knows that the directory
 /// was empty before and holds nothing but the beginning of a restore. The same goes for the tablespace
 /// directories it lists, each after a zero byte, and for no others.
 const MARKER: &str = ".pgkeep-restore";
 
-const CONTROL_FILE: &[u8] = b"global/pg_control";
+pub(super) const CONTROL_FILE: &[u8] = b"global/pg_control";
 
 /// Where one tablespace goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +47,7 @@ pub struct TablespaceTarget {
 
 /// What is to be written where.
 #[derive(Clone, Debug)]
-pub struct Work<'a> {
-    pub record: &'a BackupRecord,
+pub struct Work {
     /// Absolute.
     pub directory: PathBuf,
     /// Of tablespaces outside the data directory; the others lie inside it.
@@ -57,6 +56,24 @@ pub struct Work<'a> {
     pub parallelism: usize,
     /// Flush everything to disk before the restore counts as done.
     pub durable: bool,
+}
+
+impl Work {
+    /// Where the entry of this path belongs. It is known to be a plain relative path.
+    pub(super) fn place(&self, path: &[u8]) -> PathBuf {
+        for target in &self.tablespaces {
+            let prefix = format!("pg_tblspc/{}/", target.oid);
+            if let Some(inside) = path.strip_prefix(prefix.as_bytes()) {
+                return target.directory.join(OsStr::from_bytes(inside));
+            }
+        }
+        let place = self.directory.join(OsStr::from_bytes(path));
+        if path == CONTROL_FILE { waiting_name(&place) } else { place }
+    }
+
+    pub(super) fn is_tablespace_link(&self, path: &[u8]) -> bool {
+        self.tablespaces.iter().any(|target| path == format!("pg_tblspc/{}", target.oid).as_bytes())
+    }
 }
 
 /// What a directory holds before a restore.
@@ -109,22 +126,21 @@ pub fn may_fill(directory: &Path, tablespace: &Path) -> Result<bool, Error> {
     Ok(text.split(|byte| *byte == 0).skip(1).any(|listed| listed == tablespace.as_os_str().as_bytes()))
 }
 
-/// Restores the files of `work.record`. What is needed to recover from there is written afterwards by
+/// Restores the files of `record`. What is needed to recover from there is written afterwards by
 /// the recovery settings, and [`finish`] then makes the directory startable.
 pub async fn restore_files(
     repository: &Repository,
-    work: &Work<'_>,
+    record: &BackupRecord,
+    work: &Work,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
-    let keys = BackupKeys::open(work.record, &repository.settings().keys)?;
+    let keys = BackupKeys::open(record, &repository.settings().keys)?;
     prepare(work)?;
     progress.phase("restoring");
-    progress.set_total(work.record.plaintext_bytes);
-    let mut list =
-        FileListReader::open(repository, work.record.name, work.record.files, keys.of(work.record.name))
-            .await?;
-    let mut writer = Writer::new(repository, work, &keys, progress);
+    progress.set_total(record.plaintext_bytes);
+    let mut list = FileListReader::open(repository, record.name, record.files, keys.of(record.name)).await?;
+    let mut writer = Writer::new(repository, record, work, &keys, progress);
     loop {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -133,6 +149,11 @@ pub async fn restore_files(
         writer.entry(entry).await?;
     }
     writer.finish().await?;
+    settle(work, progress).await
+}
+
+/// Brings what was written to disk and makes the links to tablespaces.
+pub(super) async fn settle(work: &Work, progress: &Progress) -> Result<(), Error> {
     if work.durable {
         progress.phase("writing to disk");
         let tablespaces = work.tablespaces.iter().map(|target| &target.directory);
@@ -177,14 +198,14 @@ async fn sync_file_system(directory: &Path) -> Result<(), Error> {
     .await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Bug("a thread that writes files panicked"))?
 }
 
 /// Refuses directories that are in use, and makes those that are needed.
-fn prepare(work: &Work<'_>) -> Result<(), Error> {
+pub(super) fn prepare(work: &Work) -> Result<(), Error> {
     // Everything is looked at before anything is removed.
     for target in &work.tablespaces {
         if !may_fill(&work.directory, &target.directory)? {
@@ -247,8 +268,15 @@ fn remove_contents(directory: &Path) -> Result<(), Error> {
 }
 
 /// Links tablespaces at the very end, so that nothing was ever written through a link.
-fn link_tablespaces(work: &Work<'_>) -> Result<(), Error> {
+fn link_tablespaces(work: &Work) -> Result<(), Error> {
     let parent = work.directory.join("pg_tblspc");
+    if !work.tablespaces.is_empty() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&parent)
+            .map_err(|error| Error::io("create", &parent, error))?;
+    }
     for target in &work.tablespaces {
         let link = parent.join(target.oid.to_string());
         std::os::unix::fs::symlink(&target.directory, &link)
@@ -366,7 +394,8 @@ impl FrameRun {
 
 struct Writer<'a> {
     repository: &'a Repository,
-    work: &'a Work<'a>,
+    record: &'a BackupRecord,
+    work: &'a Work,
     keys: &'a BackupKeys,
     progress: &'a Progress,
     made: HashSet<PathBuf>,
@@ -381,12 +410,14 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(
         repository: &'a Repository,
-        work: &'a Work<'a>,
+        record: &'a BackupRecord,
+        work: &'a Work,
         keys: &'a BackupKeys,
         progress: &'a Progress,
     ) -> Self {
         Self {
             repository,
+            record,
             work,
             keys,
             progress,
@@ -400,23 +431,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Where the entry of this path belongs. The file list's reader has refused everything that is not a
-    /// plain relative path.
-    fn place(&self, path: &[u8]) -> PathBuf {
-        for target in &self.work.tablespaces {
-            let prefix = format!("pg_tblspc/{}/", target.oid);
-            if let Some(inside) = path.strip_prefix(prefix.as_bytes()) {
-                return target.directory.join(OsStr::from_bytes(inside));
-            }
-        }
-        let place = self.work.directory.join(OsStr::from_bytes(path));
-        if path == CONTROL_FILE { waiting_name(&place) } else { place }
-    }
-
-    fn is_tablespace_link(&self, path: &[u8]) -> bool {
-        self.work.tablespaces.iter().any(|target| path == format!("pg_tblspc/{}", target.oid).as_bytes())
-    }
-
     fn make_directory(&mut self, directory: &Path, mode: u32) -> Result<(), Error> {
         fs::create_dir_all(directory)
             .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(mode | 0o700)))
@@ -428,10 +442,10 @@ impl<'a> Writer<'a> {
     async fn entry(&mut self, entry: FileEntry) -> Result<(), Error> {
         let FileEntry { path, mode, kind } = entry;
         let path = path.as_bytes();
-        let place = self.place(path);
+        let place = self.work.place(path);
         match kind {
             // The links are made at the end, to where the tablespaces go now.
-            EntryKind::Directory | EntryKind::Symlink { .. } if self.is_tablespace_link(path) => Ok(()),
+            EntryKind::Directory | EntryKind::Symlink { .. } if self.work.is_tablespace_link(path) => Ok(()),
             EntryKind::Directory => self.make_directory(&place, mode),
             EntryKind::Symlink { .. } => Err(Error::Damaged(format!(
                 "the backup holds a link `{}`, which PostgreSQL does not make",
@@ -518,12 +532,12 @@ impl<'a> Writer<'a> {
         }
         self.write_empty().await?;
         // The manifest is in the list and not in the server's count.
-        if self.files != self.work.record.file_count + 1 || !self.saw_control_file {
+        if self.files != self.record.file_count + 1 || !self.saw_control_file {
             return Err(Error::Damaged(format!(
                 "the file list of backup `{}` names {} files, its record {}",
-                self.work.record.name,
+                self.record.name,
                 self.files,
-                self.work.record.file_count + 1
+                self.record.file_count + 1
             )));
         }
         Ok(())

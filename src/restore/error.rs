@@ -18,6 +18,8 @@ pub enum Error {
     #[error(transparent)]
     Keys(#[from] catalog::BackupKeyError),
     #[error(transparent)]
+    Pghoard(#[from] catalog::PghoardError),
+    #[error(transparent)]
     FileList(#[from] catalog::FileListObjectError),
     #[error("cannot {action} `{path}`")]
     Io {
@@ -47,6 +49,7 @@ impl Error {
             )),
             Self::Repository(error) => error.hint(),
             Self::Keys(error) => error.hint(),
+            Self::Pghoard(error) => error.hint(),
             Self::Io { path, source, .. } if source.kind() == io::ErrorKind::StorageFull => Some(format!(
                 "make room on the file system of `{}` and run the same command again",
                 path.display()

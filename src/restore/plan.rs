@@ -9,11 +9,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::target::{RecoveryTarget, TargetTimeline};
 use crate::catalog::{
-    BackupChoice, BackupRecord, Catalog, HistoryError, Missing, RecoveryPath, SegmentRange, WalCoverage,
+    Backup, BackupChoice, BackupId, Catalog, HistoryError, Missing, RecoveryPath, SegmentRange, WalCoverage,
     WalCoverageBuilder, Window,
 };
 use crate::postgres::{Lsn, TimelineHistory, TimelineId};
-use crate::repository::BackupName;
 
 /// Stores cut the time of an object down to the second, so its bytes may be this much younger.
 const STORE_TIME_RESOLUTION: SignedDuration = SignedDuration::from_secs(1);
@@ -21,7 +20,7 @@ const STORE_TIME_RESOLUTION: SignedDuration = SignedDuration::from_secs(1);
 /// A restore that will reach its target, as far as that can be known beforehand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RestorePlan {
-    pub backup: BackupRecord,
+    pub backup: Backup,
     pub target: RecoveryTarget,
     /// As asked for; this is what PostgreSQL is told.
     pub target_timeline: TargetTimeline,
@@ -52,9 +51,9 @@ pub enum PlanError {
     #[error("the archive holds no backup")]
     NoBackup,
     #[error("there is no backup `{0}`")]
-    UnknownBackup(BackupName),
-    #[error("record of backup `{name}` cannot be used: {reason}")]
-    DamagedBackup { name: BackupName, reason: String },
+    UnknownBackup(BackupChoice),
+    #[error("backup `{name}` cannot be used: {reason}")]
+    DamagedBackup { name: BackupId, reason: String },
     #[error("timeline {0} is not in the archive: its history file is missing")]
     UnknownTimeline(TimelineId),
     #[error("the way to the target timeline is not known: {0}")]
@@ -62,12 +61,12 @@ pub enum PlanError {
     #[error(
         "timeline {timeline} does not continue backup `{backup}`, which ends on timeline {ended_on} at `{ended_at}`"
     )]
-    OtherBranch { backup: BackupName, ended_on: TimelineId, ended_at: Lsn, timeline: TimelineId },
+    OtherBranch { backup: BackupId, ended_on: TimelineId, ended_at: Lsn, timeline: TimelineId },
     #[error("{target} is outside what can be restored: {reason}{window}")]
     OutsideWindow { target: RecoveryTarget, reason: String, window: WindowText },
     #[error("WAL needed to restore backup `{backup}` to {target} is missing: {missing}")]
     WalMissing {
-        backup: BackupName,
+        backup: BackupId,
         target: RecoveryTarget,
         missing: Missing,
         /// How far recovery would come, when that is past the end of the backup.
@@ -131,12 +130,13 @@ impl fmt::Display for WindowText {
 /// Plans the restore of `wanted` to `target` on `timeline`.
 pub fn plan(
     catalog: &Catalog,
-    wanted: BackupChoice,
+    wanted: &BackupChoice,
     target: &RecoveryTarget,
     timeline: TargetTimeline,
     now: Timestamp,
 ) -> Result<RestorePlan, PlanError> {
-    let Chosen { backup, history, mut warnings } = choose(catalog, wanted, target, timeline)?;
+    let known = catalog.known();
+    let Chosen { backup, history, mut warnings } = choose(catalog, &known, wanted, target, timeline)?;
     let nothing;
     let coverage = if let Some(coverage) = &catalog.coverage {
         coverage
@@ -144,8 +144,11 @@ pub fn plan(
         nothing = WalCoverageBuilder::new(backup.segment_size).finish();
         &nothing
     };
-    let way = Way { catalog, coverage, backup, path: RecoveryPath::new(&history), target };
-    way.require(backup.stop_lsn)?;
+    let way = Way { catalog, known: &known, coverage, backup, path: RecoveryPath::new(&history), target };
+    if let Some(plan) = way.without_archive(&history, timeline, &mut warnings) {
+        return Ok(plan);
+    }
+    way.require(backup.needed_lsn)?;
     let (to, reach) = way.destination(&history, now, &mut warnings)?;
     way.require(to)?;
 
@@ -172,27 +175,27 @@ pub fn plan(
 
 /// A backup from which the target may be reached, and the way there.
 struct Chosen<'a> {
-    backup: &'a BackupRecord,
+    backup: &'a Backup,
     history: TimelineHistory,
     warnings: Vec<String>,
 }
 
 fn choose<'a>(
-    catalog: &'a Catalog,
-    wanted: BackupChoice,
+    catalog: &Catalog,
+    known: &'a [Backup],
+    wanted: &BackupChoice,
     target: &RecoveryTarget,
     timeline: TargetTimeline,
 ) -> Result<Chosen<'a>, PlanError> {
-    let mut candidates: Vec<&BackupRecord> = match wanted {
-        BackupChoice::Latest => catalog.backups.iter().collect(),
-        BackupChoice::Named(name) => match (catalog.backup(wanted), catalog.damage_of(name)) {
-            (Some(record), _) => vec![record],
-            (None, Some(damaged)) => {
-                return Err(PlanError::DamagedBackup { name, reason: damaged.reason.clone() });
+    let mut candidates: Vec<&Backup> = known.iter().filter(|backup| wanted.is(&backup.name)).collect();
+    if candidates.is_empty() && *wanted != BackupChoice::Latest {
+        return Err(match catalog.damage_of(wanted) {
+            Some(damaged) => {
+                PlanError::DamagedBackup { name: damaged.name.clone(), reason: damaged.reason.clone() }
             }
-            (None, None) => return Err(PlanError::UnknownBackup(name)),
-        },
-    };
+            None => PlanError::UnknownBackup(wanted.clone()),
+        });
+    }
     // Clean ones first, the newest first among them.
     candidates.sort_by_key(|record| (record.is_suspect(), std::cmp::Reverse(record.stop_time)));
 
@@ -202,7 +205,7 @@ fn choose<'a>(
         let history = history_for(catalog, backup, timeline, &mut warnings)?;
         let error = if !history.contains(backup.stop_timeline, backup.stop_lsn) {
             PlanError::OtherBranch {
-                backup: backup.name,
+                backup: backup.name.clone(),
                 ended_on: backup.stop_timeline,
                 ended_at: backup.stop_lsn,
                 timeline: history.timeline(),
@@ -217,7 +220,7 @@ fn choose<'a>(
                 window: WindowText(catalog.windows()),
             }
         } else {
-            warn_of_choice(catalog, backup, refusal.as_ref(), &mut warnings);
+            warn_of_choice(catalog, backup, target, refusal.as_ref(), &mut warnings);
             return Ok(Chosen { backup, history, warnings });
         };
         // The one about the oldest backup says how far back the archive goes.
@@ -226,14 +229,14 @@ fn choose<'a>(
     Err(match (refusal, catalog.damaged.last()) {
         (Some(refusal), _) => refusal,
         (None, Some(damaged)) => {
-            PlanError::DamagedBackup { name: damaged.name, reason: damaged.reason.clone() }
+            PlanError::DamagedBackup { name: damaged.name.clone(), reason: damaged.reason.clone() }
         }
         (None, None) => PlanError::NoBackup,
     })
 }
 
 /// Whether the backup is not yet consistent at the target.
-fn ends_after(backup: &BackupRecord, target: &RecoveryTarget) -> bool {
+fn ends_after(backup: &Backup, target: &RecoveryTarget) -> bool {
     match target {
         RecoveryTarget::Lsn(lsn) => *lsn < backup.stop_lsn,
         RecoveryTarget::Time(time) => *time <= backup.stop_time,
@@ -247,7 +250,7 @@ fn ends_after(backup: &BackupRecord, target: &RecoveryTarget) -> bool {
 /// The history that PostgreSQL will follow from this backup.
 fn history_for(
     catalog: &Catalog,
-    backup: &BackupRecord,
+    backup: &Backup,
     timeline: TargetTimeline,
     warnings: &mut Vec<String>,
 ) -> Result<TimelineHistory, PlanError> {
@@ -272,7 +275,8 @@ fn history_for(
 
 fn warn_of_choice(
     catalog: &Catalog,
-    backup: &BackupRecord,
+    backup: &Backup,
+    target: &RecoveryTarget,
     passed_over: Option<&PlanError>,
     warnings: &mut Vec<String>,
 ) {
@@ -285,9 +289,22 @@ fn warn_of_choice(
     if let Some(error @ PlanError::OtherBranch { .. }) = passed_over {
         warnings.push(format!("a newer backup was passed over: {error}"));
     }
-    if let Some(damaged) = catalog.damaged.iter().rfind(|damaged| damaged.name > backup.name) {
+    if let (RecoveryTarget::Lsn(_) | RecoveryTarget::Time(_) | RecoveryTarget::Immediate, false) =
+        (target, backup.end_is_known)
+    {
         warnings.push(format!(
-            "newer backup `{}` was passed over: its record cannot be used: {}",
+            "PGHoard did not write down where backup `{}` ends; should PostgreSQL say that the target comes before the backup is consistent, choose an earlier one with `--backup`",
+            backup.name
+        ));
+    }
+    // Names of one kind sort by time.
+    if let Some(damaged) = catalog.damaged.iter().rfind(|damaged| match (&damaged.name, &backup.name) {
+        (BackupId::Own(damaged), BackupId::Own(name)) => damaged > name,
+        (BackupId::Pghoard(damaged), BackupId::Pghoard(id)) => damaged > id,
+        _ => true,
+    }) {
+        warnings.push(format!(
+            "newer backup `{}` was passed over, because it cannot be used: {}",
             damaged.name, damaged.reason
         ));
     }
@@ -296,8 +313,9 @@ fn warn_of_choice(
 /// One backup and the way from it.
 struct Way<'a> {
     catalog: &'a Catalog,
+    known: &'a [Backup],
     coverage: &'a WalCoverage,
-    backup: &'a BackupRecord,
+    backup: &'a Backup,
     path: RecoveryPath,
     target: &'a RecoveryTarget,
 }
@@ -308,11 +326,38 @@ impl Way<'_> {
         self.path.check(self.coverage, self.backup.start_lsn, to).map_err(|missing| {
             let hole = self.hole(&missing, to);
             PlanError::WalMissing {
-                backup: self.backup.name,
+                backup: self.backup.name.clone(),
                 target: self.target.clone(),
                 missing,
                 reaches: (hole > self.backup.stop_lsn).then_some(hole),
             }
+        })
+    }
+
+    /// The plan for a backup with WAL of its own, when the archive has none of it.
+    fn without_archive(
+        &self,
+        history: &TimelineHistory,
+        target_timeline: TargetTimeline,
+        warnings: &mut Vec<String>,
+    ) -> Option<RestorePlan> {
+        let enough = matches!(self.target, RecoveryTarget::Latest | RecoveryTarget::Immediate);
+        if !self.backup.holds_wal || !enough || self.require(self.backup.needed_lsn).is_ok() {
+            return None;
+        }
+        warnings.push(format!(
+            "the archive has no WAL for backup `{}`: recovery ends with what the backup holds itself",
+            self.backup.name
+        ));
+        Some(RestorePlan {
+            backup: self.backup.clone(),
+            target: self.target.clone(),
+            target_timeline,
+            timeline: history.timeline(),
+            reach: Reach { timeline: self.backup.timeline, lsn: None, time: None },
+            wal: Vec::new(),
+            wal_segment_count: 0,
+            warnings: std::mem::take(warnings),
         })
     }
 
@@ -333,21 +378,23 @@ impl Way<'_> {
         let backup = self.backup;
         let (end_timeline, end) =
             self.path.end(self.coverage).unwrap_or((backup.stop_timeline, backup.stop_lsn));
-        let end = end.max(backup.stop_lsn);
+        let end = end.max(backup.needed_lsn);
         let end_time = self.newest_wal();
         let found_by_replay = |time| Reach { timeline: self.path.timeline(), lsn: None, time };
         match self.target {
             RecoveryTarget::Latest => {
                 Ok((end, Reach { timeline: end_timeline, lsn: Some(end), time: end_time }))
             }
-            RecoveryTarget::Immediate => Ok((
-                backup.stop_lsn,
+            RecoveryTarget::Immediate if backup.end_is_known => Ok((
+                backup.needed_lsn,
                 Reach {
                     timeline: backup.stop_timeline,
                     lsn: Some(backup.stop_lsn),
                     time: Some(backup.stop_time),
                 },
             )),
+            // It may be anywhere.
+            RecoveryTarget::Immediate => Ok((end, found_by_replay(None))),
             RecoveryTarget::Lsn(lsn) => {
                 // PostgreSQL stops at the first record that begins at or after the target, so there must be
                 // one (`recoveryStopsAfter`); without, it ends with an error.
@@ -409,8 +456,7 @@ impl Way<'_> {
 
     /// A position at which `time` has surely passed: where the next backup on this way began, else the end.
     fn surely_after(&self, history: &TimelineHistory, time: Timestamp, end: Lsn) -> Lsn {
-        self.catalog
-            .backups
+        self.known
             .iter()
             .filter(|later| later.start_time > time && later.start_lsn > self.backup.stop_lsn)
             .filter(|later| history.contains(later.timeline, later.start_lsn))
@@ -424,7 +470,7 @@ impl Way<'_> {
 /// What `recovery_target_timeline = latest` may get wrong without a word.
 fn warn_of_other_timelines(
     catalog: &Catalog,
-    backup: &BackupRecord,
+    backup: &Backup,
     history: &TimelineHistory,
     warnings: &mut Vec<String>,
 ) {
@@ -483,8 +529,9 @@ impl fmt::Display for RestorePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::DamagedBackup;
     use crate::catalog::example::{Archive, SIZE, at, time, tli};
+    use crate::catalog::{BackupRecord, DamagedBackup};
+    use crate::repository::BackupName;
     use proptest::prelude::*;
 
     const NOW: &str = "2026-11-21T12:00:00Z";
@@ -509,7 +556,7 @@ mod tests {
         target: &RecoveryTarget,
         timeline: TargetTimeline,
     ) -> Result<RestorePlan, PlanError> {
-        plan(&archive.catalog(), backup.parse().unwrap(), target, timeline, time(NOW))
+        plan(&archive.catalog(), &backup.parse().unwrap(), target, timeline, time(NOW))
     }
 
     fn to_time(text: &str) -> RecoveryTarget {
@@ -642,7 +689,7 @@ mod tests {
         assert!(matches!(run(Archive::new(), &latest), Err(PlanError::NoBackup)));
         let damaged = |catalog: &mut Catalog| {
             catalog.damaged.push(DamagedBackup {
-                name: "20261121T110000Z".parse().unwrap(),
+                name: "20261121T110000Z".parse::<BackupName>().unwrap().into(),
                 reason: "truncated".to_owned(),
             });
         };

@@ -51,8 +51,11 @@ impl Recovery {
         lines.join("\n")
     }
 
-    /// Appends the settings and leaves the signal file.
+    /// Appends the settings and leaves the signal file. Servers before 12 get a `recovery.conf` instead.
     pub fn write(&self, directory: &Path) -> Result<(), Error> {
+        if major_version(directory).is_some_and(|major| major < 12) {
+            return self.write_recovery_conf(directory);
+        }
         let auto = directory.join("postgresql.auto.conf");
         let mut present = String::new();
         for path in [&directory.join("postgresql.conf"), &auto] {
@@ -79,6 +82,29 @@ impl Recovery {
         }
         super::apply::sync_directory(directory)
     }
+
+    /// The file replaces one that the backup holds, as it describes this recovery and no other.
+    fn write_recovery_conf(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join("recovery.conf");
+        let mut lines = self.lines("");
+        if self.standby {
+            lines.push_str(&setting_line("standby_mode", "on"));
+            lines.push('\n');
+        }
+        fs::File::create(&path)
+            .and_then(|mut file| {
+                file.write_all(lines.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(|error| Error::io("write", &path, error))?;
+        super::apply::sync_directory(directory)
+    }
+}
+
+/// What `PG_VERSION` says. Before 10 the major version had two parts, of which the first is 9 at most.
+fn major_version(directory: &Path) -> Option<u32> {
+    let text = fs::read_to_string(directory.join("PG_VERSION")).ok()?;
+    text.trim().split('.').next()?.parse().ok()
 }
 
 /// Whether `name` is set anywhere in a configuration text, and not merely part of a longer name.
@@ -133,6 +159,19 @@ mod tests {
         assert!(!lines.contains("recovery_target_time = ''"));
         assert!(!lines.contains("recovery_target = ''"));
         assert!(!lines.contains("recovery_target_lsn"));
+    }
+
+    #[test]
+    fn servers_before_12_get_a_recovery_conf() {
+        for (version, is_old) in [("9.6\n", true), ("11\n", true), ("12\n", false), ("18\n", false)] {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("PG_VERSION"), version).unwrap();
+            Recovery { standby: true, ..recovery(Vec::new()) }.write(directory.path()).unwrap();
+            assert_eq!(directory.path().join("standby.signal").exists(), !is_old, "{version}");
+            assert_eq!(directory.path().join("postgresql.auto.conf").exists(), !is_old, "{version}");
+            let conf = fs::read_to_string(directory.path().join("recovery.conf"));
+            assert_eq!(conf.is_ok_and(|conf| conf.contains("standby_mode = 'on'\n")), is_old, "{version}");
+        }
     }
 
     #[test]

@@ -7,8 +7,9 @@
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 
+use super::pghoard::remove_pghoard;
 use super::policy::{PackRule, RetentionPlan, Verdict, interrupted};
-use crate::catalog::{Catalog, UnfinishedBackup};
+use crate::catalog::{BackupId, Catalog, UnfinishedBackup};
 use crate::postgres::{SegmentName, WalFileName};
 use crate::repository::{BackupName, BackupPart, Error, Folder, Listed, ObjectName, PackId, Repository};
 
@@ -29,6 +30,16 @@ pub struct PruneReport {
     pub stored_bytes: u64,
 }
 
+impl PruneReport {
+    const fn add(&mut self, other: Self) {
+        self.backup_count += other.backup_count;
+        self.unfinished_count += other.unfinished_count;
+        self.segment_count += other.segment_count;
+        self.object_count += other.object_count;
+        self.stored_bytes += other.stored_bytes;
+    }
+}
+
 /// Deletes what `plan` drops.
 pub async fn apply(
     repository: &Repository,
@@ -36,10 +47,12 @@ pub async fn apply(
     now: Timestamp,
 ) -> Result<PruneReport, Error> {
     let mut pruning = Pruning { repository, report: PruneReport::default(), batch: Vec::new() };
-    let dropped: Vec<BackupName> = plan.dropped().collect();
+    let dropped: Vec<BackupName> = plan.dropped().filter_map(BackupId::own).collect();
     repository.delete(dropped.iter().copied().map(ObjectName::record)).await?;
     pruning.report.backup_count = dropped.len() as u64;
     pruning.report.object_count = dropped.len() as u64;
+    let removed = remove_pghoard(repository, plan).await?;
+    pruning.report.add(removed);
 
     let given_up = give_up_interrupted(repository, plan, now).await?;
     // The records as they are now decide over packs: one may have been added since the plan was made.
@@ -60,7 +73,13 @@ pub async fn apply(
         pruning.report.unfinished_count += u64::from(pruning.report.object_count > before);
     }
     pruning.delete_wal(plan).await?;
-    Ok(pruning.report)
+    let mut report = pruning.report;
+    for former in repository.former() {
+        let mut pruning = Pruning { repository: former, report: PruneReport::default(), batch: Vec::new() };
+        pruning.delete_wal(plan).await?;
+        report.add(pruning.report);
+    }
+    Ok(report)
 }
 
 /// The WAL objects that `plan` drops, in the order of their names.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::catalog::{BackupRecord, Catalog, Histories, UnfinishedBackup};
+use crate::catalog::{Backup, BackupId, BackupRecord, Catalog, FileDigest, Histories, UnfinishedBackup};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 use crate::repository::{BackupName, PackId};
 
@@ -42,13 +42,15 @@ pub struct RetentionPlan {
     /// Backups without a record, oldest first.
     pub unfinished: Vec<SweepDecision>,
     pub wal: WalPlan,
+    /// Files of PGHoard's delta backups that go, with the former site that holds them.
+    pub delta_files: Vec<(Option<usize>, FileDigest)>,
     /// What the operator should know: why less is pruned than the policy asks for.
     pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupDecision {
-    pub backup: BackupName,
+    pub backup: BackupId,
     pub verdict: Verdict,
     pub reason: String,
 }
@@ -117,8 +119,8 @@ impl WalPlan {
 
 impl RetentionPlan {
     /// Backups that go, oldest first.
-    pub fn dropped(&self) -> impl Iterator<Item = BackupName> {
-        self.backups.iter().filter(|backup| backup.verdict == Verdict::Drop).map(|backup| backup.backup)
+    pub fn dropped(&self) -> impl Iterator<Item = &BackupId> {
+        self.backups.iter().filter(|backup| backup.verdict == Verdict::Drop).map(|backup| &backup.backup)
     }
 
     /// Whether there is nothing to do.
@@ -132,35 +134,34 @@ impl RetentionPlan {
 /// Decides what `policy` keeps of `catalog` at the time `now`.
 pub fn plan(catalog: &Catalog, policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
     if let Some(damaged) = catalog.damaged.first() {
-        return keep_everything(catalog, damaged.name, &damaged.reason);
+        return keep_everything(catalog, &damaged.name, &damaged.reason);
     }
-    let backups = decide_backups(&catalog.backups, policy, now);
-    let kept: Vec<&BackupRecord> = catalog
-        .backups
-        .iter()
-        .filter(|record| {
-            backups.iter().any(|backup| backup.backup == record.name && backup.verdict == Verdict::Keep)
-        })
-        .collect();
+    let known = catalog.known();
+    let backups = decide_backups(&known, policy, now);
+    let stays = |name: &BackupId| {
+        backups.iter().any(|backup| backup.backup == *name && backup.verdict == Verdict::Keep)
+    };
+    let kept: Vec<&Backup> = known.iter().filter(|backup| stays(&backup.name)).collect();
     let mut notes = Vec::new();
     if let Some(running) = PackRule::running(&catalog.unfinished, now) {
         notes.push(format!(
             "backup `{running}` may be running and point into packs of earlier ones: no pack goes until it ends"
         ));
     }
-    let used: BTreeSet<PackId> = kept.iter().flat_map(|record| packs_of(record)).collect();
+    let used: BTreeSet<PackId> =
+        catalog.backups.iter().filter(|record| stays(&record.name.into())).flat_map(packs_of).collect();
     let unfinished = catalog.unfinished.iter().map(|backup| decide_sweep(backup, &used, now)).collect();
-    RetentionPlan { backups, unfinished, wal: plan_wal(catalog, &kept), notes }
+    RetentionPlan { backups, unfinished, wal: plan_wal(catalog, &kept), delta_files: Vec::new(), notes }
 }
 
 /// An unreadable record says neither where its backup begins nor which packs it uses.
-fn keep_everything(catalog: &Catalog, damaged: BackupName, reason: &str) -> RetentionPlan {
+fn keep_everything(catalog: &Catalog, damaged: &BackupId, reason: &str) -> RetentionPlan {
     let why = format!("what the unreadable backup `{damaged}` needs is not known");
     RetentionPlan {
         backups: catalog
-            .backups
-            .iter()
-            .map(|record| BackupDecision { backup: record.name, verdict: Verdict::Keep, reason: why.clone() })
+            .known()
+            .into_iter()
+            .map(|known| BackupDecision { backup: known.name, verdict: Verdict::Keep, reason: why.clone() })
             .collect(),
         unfinished: catalog
             .unfinished
@@ -168,27 +169,32 @@ fn keep_everything(catalog: &Catalog, damaged: BackupName, reason: &str) -> Rete
             .map(|backup| SweepDecision { backup: backup.name, verdict: Verdict::Keep, reason: why.clone() })
             .collect(),
         wal: WalPlan { nothing_goes: Some(why), ..WalPlan::default() },
+        delta_files: Vec::new(),
         notes: vec![format!(
             "record of backup `{damaged}` cannot be read ({reason}): nothing is pruned as long as it is there"
         )],
     }
 }
 
-fn decide_backups(records: &[BackupRecord], policy: &RetentionPolicy, now: Timestamp) -> Vec<BackupDecision> {
-    let mut sorted: Vec<&BackupRecord> = records.iter().collect();
-    sorted.sort_by_key(|record| (record.start_time, record.name));
+/// `sorted` is oldest first.
+fn decide_backups(sorted: &[Backup], policy: &RetentionPolicy, now: Timestamp) -> Vec<BackupDecision> {
     let age_limit = policy.age_days_max.filter(|days| *days > 0.0 && policy.count_min > 0);
     let count_min = (policy.count_min as usize).max(1);
 
     // How many of the oldest go, and from which on it is by age.
-    let by_count = policy.count.map_or(0, |count| sorted.len().saturating_sub((count as usize).max(1)));
+    let surplus = policy.count.map_or(0, |count| sorted.len().saturating_sub((count as usize).max(1)));
+    // One that is to be preserved keeps all that are newer, as in PGHoard.
+    let preserved = |backup: &Backup| backup.preserved_until.is_some_and(|until| until > now);
+    let by_count = sorted.iter().take(surplus).position(preserved).unwrap_or(surplus);
     let by_age = age_limit.map_or(0, |limit| {
         sorted
             .iter()
             .enumerate()
             .skip(by_count)
             .take_while(|(index, record)| {
-                sorted.len() - index > count_min && age_days(record, policy, now) > limit
+                sorted.len() - index > count_min
+                    && age_days(record, policy, now) > limit
+                    && !preserved(record)
             })
             .count()
     });
@@ -203,7 +209,9 @@ fn decide_backups(records: &[BackupRecord], policy: &RetentionPolicy, now: Times
         .iter()
         .enumerate()
         .map(|(index, record)| {
-            let (verdict, reason) = if Some(index) == rescued {
+            let (verdict, reason) = if let Some(why) = &record.held {
+                (Verdict::Keep, why.clone())
+            } else if Some(index) == rescued {
                 (Verdict::Keep, "the last one without checksum failures".to_owned())
             } else if index < by_count {
                 let count = policy.count.unwrap_or_default().max(1);
@@ -217,14 +225,14 @@ fn decide_backups(records: &[BackupRecord], policy: &RetentionPolicy, now: Times
             } else {
                 (Verdict::Keep, keep_reason(record, sorted.len() - index, policy, age_limit, now))
             };
-            BackupDecision { backup: record.name, verdict, reason }
+            BackupDecision { backup: record.name.clone(), verdict, reason }
         })
         .collect()
 }
 
 /// Why the backup that is number `rank` from the newest (1) stays.
 fn keep_reason(
-    record: &BackupRecord,
+    record: &Backup,
     rank: usize,
     policy: &RetentionPolicy,
     age_limit: Option<f64>,
@@ -232,9 +240,15 @@ fn keep_reason(
 ) -> String {
     let age = age_days(record, policy, now);
     match (age_limit, policy.count) {
+        _ if record.preserved_until.is_some_and(|until| until > now) => {
+            format!("to be preserved until `{}`", record.preserved_until.unwrap_or_default())
+        }
         _ if rank == 1 => "the newest one".to_owned(),
         (Some(limit), _) if age > limit && rank <= policy.count_min as usize => {
             format!("one of the newest {} (`basebackup_count_min`)", policy.count_min)
+        }
+        (_, Some(count)) if rank > count as usize => {
+            "an older one is to be preserved, and this one is newer".to_owned()
         }
         (_, Some(count)) => format!("one of the newest {count} (`basebackup_count`)"),
         (Some(limit), None) => {
@@ -248,7 +262,7 @@ fn keep_reason(
 }
 
 /// Days since the backup after this one was due, which is when nobody needed this one any more.
-fn age_days(record: &BackupRecord, policy: &RetentionPolicy, now: Timestamp) -> f64 {
+fn age_days(record: &Backup, policy: &RetentionPolicy, now: Timestamp) -> f64 {
     now.duration_since(record.start_time).as_secs_f64() / 86_400.0 - policy.interval.as_secs_f64() / 86_400.0
 }
 
@@ -311,7 +325,7 @@ impl PackRule {
     }
 }
 
-fn plan_wal(catalog: &Catalog, kept: &[&BackupRecord]) -> WalPlan {
+fn plan_wal(catalog: &Catalog, kept: &[&Backup]) -> WalPlan {
     let Some(coverage) = &catalog.coverage else { return WalPlan::default() };
     let size = coverage.segment_size();
     let oldest = kept.iter().min_by_key(|record| record.start_lsn);
@@ -343,13 +357,13 @@ fn plan_wal(catalog: &Catalog, kept: &[&BackupRecord]) -> WalPlan {
 
 fn cut(
     catalog: &Catalog,
-    kept: &[&BackupRecord],
+    kept: &[&Backup],
     timeline: TimelineId,
-    oldest: &BackupRecord,
+    oldest: &Backup,
     written_since: bool,
     size: SegmentSize,
 ) -> (CutExtent, String) {
-    let before = |record: &BackupRecord| CutExtent::Before(size.segment_at(timeline, record.start_lsn));
+    let before = |record: &Backup| CutExtent::Before(size.segment_at(timeline, record.start_lsn));
     let reaching = kept.iter().filter(|record| reaches(&catalog.histories, record, timeline));
     if let Some(first) = reaching.min_by_key(|record| record.start_lsn) {
         return (before(first), format!("backup `{}` begins there", first.name));
@@ -368,7 +382,7 @@ fn cut(
 
 /// Whether recovery of the backup can ever read WAL of `timeline`: on the way to it, or through it to
 /// another one.
-fn reaches(histories: &Histories, record: &BackupRecord, timeline: TimelineId) -> bool {
+fn reaches(histories: &Histories, record: &Backup, timeline: TimelineId) -> bool {
     let passes = |history: &TimelineHistory| {
         history.contains(record.timeline, record.start_lsn)
             && (history.timeline() == timeline
@@ -492,7 +506,7 @@ mod tests {
     fn the_last_backup_stays_whatever_the_policy() {
         let none = RetentionPolicy { count: Some(0), count_min: 1, age_days_max: Some(0.001), ..keep(0) };
         let plan = decide(daily(20..=21), &none);
-        assert_eq!(plan.dropped().map(|name| name.to_string()).collect::<Vec<_>>(), ["20261120T100000Z"]);
+        assert_eq!(plan.dropped().map(ToString::to_string).collect::<Vec<_>>(), ["20261120T100000Z"]);
     }
 
     #[test]
@@ -521,8 +535,10 @@ mod tests {
 
     #[test]
     fn an_unreadable_record_stops_pruning() {
-        let damaged =
-            DamagedBackup { name: "20261120T100000Z".parse().unwrap(), reason: "it has format 2".to_owned() };
+        let damaged = DamagedBackup {
+            name: "20261120T100000Z".parse::<BackupName>().unwrap().into(),
+            reason: "it has format 2".to_owned(),
+        };
         let archive = daily(17..=19).change(|catalog| {
             catalog.damaged.push(damaged);
             catalog.unfinished.push(unfinished("2026-11-01T00:00:00Z", false));
@@ -729,7 +745,7 @@ mod tests {
             let catalog = archive.catalog();
             let plan = plan(&catalog, &keep(count), time(NOW));
             let dropped: Vec<_> = plan.dropped().collect();
-            for record in catalog.backups.iter().filter(|record| !dropped.contains(&record.name)) {
+            for record in catalog.backups.iter().filter(|record| !dropped.contains(&&BackupId::Own(record.name))) {
                 for number in 1..=u32::try_from(ways.len()).unwrap() {
                     let history = catalog.histories.history(tli(number)).unwrap();
                     if !history.contains(record.stop_timeline, record.stop_lsn) {

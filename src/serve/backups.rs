@@ -14,8 +14,8 @@ pub async fn list(site: &Site) -> Result<Response<Body>, Refusal> {
     let catalog = Catalog::load_backups(&repository)
         .await
         .map_err(|error| Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason: error.to_string() })?;
-    let entries = catalog.backups.iter().map(|record| BackupEntry::of(&site.prefix, &site.name, record));
-    let entries: Vec<_> = entries.map(|entry| entry.to_json()).collect();
+    let entries = BackupEntry::all(&site.prefix, &site.name, &catalog);
+    let entries: Vec<_> = entries.iter().map(BackupEntry::to_json).collect();
     let text = pghoard_json(&json!({ "basebackups": entries }));
     Ok(full(StatusCode::OK, "application/json", text))
 }

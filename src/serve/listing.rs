@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{BackupFrom, BackupRecord};
+use crate::catalog::{BackupFrom, BackupRecord, Catalog, PghoardBackup};
 use crate::postgres::Lsn;
 use crate::repository::Folder;
 
@@ -21,6 +21,8 @@ pub struct BackupEntry {
     /// Stored bytes.
     pub size: u64,
     pub last_modified: Timestamp,
+    /// The store's checksum of the one object; a backup of ours has many.
+    pub md5: Option<String>,
     /// Values are texts, as in an object's metadata.
     pub metadata: Map<String, Value>,
 }
@@ -52,16 +54,42 @@ impl BackupEntry {
             name: full_key(prefix, &Folder::BackupParts(record.name).to_key()),
             size: record.stored_bytes,
             last_modified: record.stop_time,
+            md5: None,
             metadata,
         }
+    }
+
+    /// The entry of a backup that PGHoard took: its own words.
+    pub fn of_pghoard(backup: &PghoardBackup) -> Self {
+        // What the store calls the object's checksum and what PGHoard's library hides.
+        let shown = backup.metadata.iter().filter(|(key, _)| !key.starts_with('_'));
+        let mut metadata: Map<String, Value> =
+            shown.map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect();
+        if let Some(until) = backup.preserved_until {
+            metadata.insert("preserve-until".to_owned(), Value::String(z_time(until)));
+        }
+        Self {
+            name: backup.id.to_string(),
+            size: backup.object_length,
+            last_modified: backup.last_modified,
+            md5: backup.metadata.get("_hash").cloned(),
+            metadata,
+        }
+    }
+
+    /// All backups that can be used, of either program, by name.
+    pub fn all(prefix: &str, site: &str, catalog: &Catalog) -> Vec<Self> {
+        let own = catalog.backups.iter().map(|record| Self::of(prefix, site, record));
+        let mut entries: Vec<Self> = own.chain(catalog.pghoard.iter().map(Self::of_pghoard)).collect();
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        entries
     }
 
     /// As an item of `basebackups`.
     pub fn to_json(&self) -> Value {
         json!({
             "last_modified": z_time(self.last_modified),
-            // PGHoard shows the store's checksum of one object here; a backup of ours has many.
-            "md5": null,
+            "md5": self.md5,
             "metadata": self.metadata,
             "name": self.name,
             "size": self.size,

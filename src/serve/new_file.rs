@@ -52,10 +52,20 @@ impl NewFile {
     /// Brings the bytes to disk, then gives the file its name, then brings the name to disk.
     pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_data()?;
-        fs::rename(&self.temporary, &self.target)?;
-        self.committed = true;
+        self.rename()?;
         let directory = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    /// Gives the file its name and leaves bringing it to disk to whoever takes it from there.
+    pub fn commit_unsynced(mut self) -> io::Result<()> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.target)?;
+        self.committed = true;
+        Ok(())
     }
 }
 

@@ -266,7 +266,12 @@ impl Server {
                 self.place(self.pghoard_site(&site, path)?, file, target).await
             }
             Route::Archive { site, file } => {
-                self.store(self.pghoard_site(&site, path)?, file, headers, body).await
+                // PGHoard's clients send no body, ours do.
+                let site = match announced_length(headers)? {
+                    None => self.pghoard_site(&site, path)?,
+                    Some(_) => self.site(&site)?,
+                };
+                self.store(site, file, headers, body).await
             }
             Route::ListBackups { site } => backups::list(self.pghoard_site(&site, path)?).await,
             Route::RequestBackup { site } => backups::request(self.pghoard_site(&site, path)?),

@@ -11,6 +11,10 @@ use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId};
 /// trickle of tiny allocations. Also what the assembler itself may hold outside any memory budget.
 pub const PAGE_SIZE: usize = 256 << 10;
 
+/// From this size on a message is handed on as it is, without a copy into a page. The server sends up to
+/// 128 KiB at a time when it has that much.
+const LARGE_MESSAGE: usize = 64 << 10;
+
 /// Consecutive WAL of one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -73,7 +77,7 @@ impl SegmentAssembler {
     }
 
     /// Takes one message in. A message may cross the end of a segment.
-    pub fn push(&mut self, start: Lsn, mut data: &[u8], steps: &mut Vec<Step>) -> Result<(), StreamGap> {
+    pub fn push(&mut self, start: Lsn, mut data: Bytes, steps: &mut Vec<Step>) -> Result<(), StreamGap> {
         if start != self.received {
             return Err(StreamGap { expected: self.received, got: start });
         }
@@ -84,16 +88,24 @@ impl SegmentAssembler {
             }
             let segment = self.segment();
             let left = self.size.end(segment).bytes_since(self.received);
-            if self.page.capacity() == self.page.len() {
+            let to_end = usize::try_from(left).unwrap_or(usize::MAX);
+            let take = if data.len() >= LARGE_MESSAGE {
                 steps.extend(self.flush().map(Step::Append));
-                let room = usize::try_from(left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
-                self.page = BytesMut::with_capacity(room);
-            }
-            let room = self.page.capacity() - self.page.len();
-            let take = room.min(data.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
-            self.page.extend_from_slice(&data[..take]);
+                let bytes = data.split_to(data.len().min(to_end));
+                let taken = bytes.len();
+                steps.push(Step::Append(Chunk { start: self.received, bytes }));
+                taken
+            } else {
+                if self.page.capacity() == self.page.len() {
+                    steps.extend(self.flush().map(Step::Append));
+                    self.page = BytesMut::with_capacity(to_end.min(PAGE_SIZE));
+                }
+                let room = self.page.capacity() - self.page.len();
+                let bytes = data.split_to(room.min(data.len()).min(to_end));
+                self.page.extend_from_slice(&bytes);
+                bytes.len()
+            };
             self.received = self.received.advance(take as u64);
-            data = &data[take..];
             if take as u64 == left {
                 steps.extend(self.flush().map(Step::Append));
                 steps.push(Step::Close(segment));
@@ -150,10 +162,10 @@ mod tests {
     fn refuses_a_hole_and_a_repetition() {
         let mut assembler = SegmentAssembler::new(TimelineId::FIRST, size(), Lsn::ZERO);
         let mut steps = Vec::new();
-        assembler.push(Lsn::ZERO, &[1; 10], &mut steps).unwrap();
+        assembler.push(Lsn::ZERO, Bytes::from_static(&[1; 10]), &mut steps).unwrap();
         for got in [Lsn::new(9), Lsn::new(11)] {
             let gap = StreamGap { expected: Lsn::new(10), got };
-            assert_eq!(assembler.push(got, &[1], &mut steps), Err(gap));
+            assert_eq!(assembler.push(got, Bytes::from_static(&[1]), &mut steps), Err(gap));
         }
     }
 
@@ -169,8 +181,8 @@ mod tests {
             let (mut steps, mut sent) = (Vec::new(), Vec::new());
             for (length, flush) in cuts {
                 let message: Vec<u8> = (1..=u8::MAX).cycle().skip(sent.len() % 251).take(length).collect();
-                assembler.push(assembler.received(), &message, &mut steps).unwrap();
                 sent.extend_from_slice(&message);
+                assembler.push(assembler.received(), message.into(), &mut steps).unwrap();
                 if flush {
                     steps.extend(assembler.flush().map(Step::Append));
                 }

@@ -5,9 +5,12 @@
 //! is room; TCP then slows the server down.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::postgres::SegmentSize;
 
 /// A budget in bytes; cheap to clone, shared by all who draw from it.
 #[derive(Clone, Debug)]
@@ -61,6 +64,49 @@ impl Budget {
     }
 }
 
+/// Memory to hold whole segments in while the receiver is behind the server: compressed in one go, a segment
+/// costs a fifth less. A base backup needs the memory more and borrows it; segments are then compressed as
+/// they arrive.
+#[derive(Clone, Debug)]
+pub struct SegmentMemory {
+    limit: u64,
+    lent: Arc<AtomicUsize>,
+}
+
+/// Segments this small are held in no larger number: each has a task and a put of its own.
+const MOST_WHOLE_SEGMENTS: u64 = 8;
+
+impl SegmentMemory {
+    /// `limit` is in bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { limit, lent: Arc::default() }
+    }
+
+    /// How many segments of `size` may be held. One alone would not be worth it: nothing could be received
+    /// while it is compressed.
+    pub fn segments(&self, size: SegmentSize) -> usize {
+        let is_lent = self.lent.load(Ordering::Relaxed) > 0;
+        let segments = if is_lent { 0 } else { (self.limit / size.bytes()).min(MOST_WHOLE_SEGMENTS) };
+        if segments < 2 { 0 } else { usize::try_from(segments).unwrap_or(0) }
+    }
+
+    /// Takes the memory until the guard is dropped.
+    pub fn lend(&self) -> Lent {
+        self.lent.fetch_add(1, Ordering::Relaxed);
+        Lent(Arc::clone(&self.lent))
+    }
+}
+
+/// The memory is somebody else's.
+#[derive(Debug)]
+pub struct Lent(Arc<AtomicUsize>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +120,17 @@ mod tests {
         assert!(!budget.has_room(5) && budget.has_room(4));
         drop(slice);
         assert!(budget.has_room(10));
+    }
+
+    #[test]
+    fn whole_segments_are_held_only_where_two_fit_and_nobody_else_needs_the_memory() {
+        let size = |bytes: u64| SegmentSize::try_from(bytes).unwrap();
+        let memory = SegmentMemory::new(32 << 20);
+        let segments = |mib: u64| memory.segments(size(mib << 20));
+        assert_eq!([segments(1), segments(8), segments(16), segments(32)], [8, 4, 2, 0]);
+        let lent = [memory.lend(), memory.lend()];
+        assert_eq!(segments(16), 0);
+        drop(lent);
+        assert_eq!(segments(16), 2);
     }
 }

@@ -16,7 +16,7 @@ mod start;
 mod tail;
 
 pub use assembler::{Chunk, PAGE_SIZE, SegmentAssembler, Step, StreamGap};
-pub use budget::Budget;
+pub use budget::{Budget, SegmentMemory};
 pub use error::Error;
 pub use ledger::StoredLedger;
 pub use receiver::{Ended, Position, Settings};

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::assembler::{Chunk, PAGE_SIZE, SegmentAssembler, Step};
-use super::budget::Budget;
+use super::budget::{Budget, SegmentMemory};
 use super::error::Error;
 use super::ledger::StoredLedger;
 use super::tail::Tail;
@@ -46,9 +46,10 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// (`MAX_SEND_SIZE` in the server's walsender.c), and pages are charged when they are full.
 const MESSAGE_ROOM: usize = 2 * PAGE_SIZE;
 
-/// Segments that are being encoded and stored at a time: one that fills, one that is compressed, one
-/// that is on its way to storage. Each holds its compressed bytes, which no budget counts.
-const MOST_SEGMENTS: usize = 3;
+/// Segments that are being stored beside the one that fills, where they are compressed as they arrive: one
+/// that is still compressed, one that is on its way to storage. Each holds its compressed bytes, which no
+/// budget counts.
+const MOST_SEGMENTS: usize = 2;
 
 /// With this many chunks in the window, small ones are joined: four times what a full window of whole
 /// pages has.
@@ -62,6 +63,8 @@ pub struct Settings {
     /// How long storage may take while the server waits for an answer.
     pub shutdown_grace: Duration,
     pub budget: Budget,
+    /// For segments that the server holds whole already.
+    pub segment_memory: SegmentMemory,
 }
 
 impl Settings {
@@ -117,10 +120,17 @@ pub struct Run {
 
 struct OpenSegment {
     name: SegmentName,
-    feed: mpsc::Sender<Feed>,
-    /// The newest bytes, kept for pieces; `None` when the server holds the whole segment already, so
-    /// that it will be whole before a piece could matter.
+    sink: Sink,
+    /// The newest bytes, kept for pieces; `None` when the server holds the whole segment already.
     window: Option<Window>,
+}
+
+/// Where the bytes of the open segment go.
+enum Sink {
+    /// To a task that compresses them as they come.
+    Task(mpsc::Sender<Feed>),
+    /// Into memory, until the segment is whole.
+    Memory(BytesMut),
 }
 
 enum Feed {
@@ -167,7 +177,8 @@ impl Window {
 }
 
 enum Done {
-    Segment(SegmentName),
+    /// With the memory it was held in, for the next one.
+    Segment(SegmentName, Option<BytesMut>),
     Piece(SegmentName, Piece),
     Cleaned,
     /// The segment was given up before its end, which is no failure.
@@ -208,6 +219,8 @@ pub async fn stream(
         open: None,
         tasks: JoinSet::new(),
         segments: 0,
+        most_segments: MOST_SEGMENTS,
+        buffers: Vec::new(),
         piece_in_flight: None,
         to_clean: Vec::new(),
         server: run.start,
@@ -257,6 +270,11 @@ struct Stream<'a> {
     tasks: JoinSet<Result<Done, Error>>,
     /// Segments whose tasks have not ended.
     segments: usize,
+    /// With this many being stored beside the open one, that has to wait.
+    most_segments: usize,
+    /// Memory of segments that are stored, kept while more whole ones are to come: memory fresh from the
+    /// system costs a third of what compressing its content does.
+    buffers: Vec<BytesMut>,
     piece_in_flight: Option<SegmentName>,
     /// Whole segments whose pieces can go.
     to_clean: Vec<SegmentName>,
@@ -287,7 +305,9 @@ impl Stream<'_> {
         loop {
             self.publish();
             let has_bytes = self.settings.budget.has_room(MESSAGE_ROOM);
-            let room = has_bytes && self.segments < MOST_SEGMENTS;
+            // The message that ends the open segment may begin one too many, but not go on with it.
+            let others = self.segments - usize::from(self.open.is_some());
+            let room = has_bytes && others < self.most_segments;
             self.stalled = if room { None } else { self.stalled.or_else(|| Some(Instant::now())) };
             let give_up = match (self.stalled, self.asked) {
                 (Some(since), _) => Some(since + STALL_LIMIT),
@@ -321,7 +341,7 @@ impl Stream<'_> {
                 message = connection.next_wal(), if room => match message? {
                     WalMessage::XLogData { start, wal_end, bytes } => {
                         self.server = self.server.max(wal_end);
-                        self.accept(start, &bytes)?;
+                        self.accept(start, bytes)?;
                     }
                     WalMessage::Keepalive { wal_end, reply_requested } => {
                         self.server = self.server.max(wal_end);
@@ -399,7 +419,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn accept(&mut self, start: Lsn, bytes: &[u8]) -> Result<(), Error> {
+    fn accept(&mut self, start: Lsn, bytes: Bytes) -> Result<(), Error> {
         let mut steps = std::mem::take(&mut self.steps);
         self.assembler.push(start, bytes, &mut steps)?;
         for step in steps.drain(..) {
@@ -415,23 +435,43 @@ impl Stream<'_> {
 
     fn open(&mut self, segment: SegmentName) {
         let end = self.run.size.end(segment);
-        let (feed, chunks) = mpsc::channel(feed_depth(self.run.size));
-        let facts = Facts { pg_version: Some(self.run.pg_version) };
-        self.tasks.spawn(store_segment(self.repository.clone(), segment, facts, chunks));
+        // A segment that the server holds whole will be whole before a piece of it could matter.
+        let is_whole = self.server >= end;
+        let held = if is_whole { self.settings.segment_memory.segments(self.run.size) } else { 0 };
+        let sink = if held > 0 {
+            self.most_segments = held;
+            let room = usize::try_from(self.run.size.bytes()).unwrap_or_default();
+            Sink::Memory(self.buffers.pop().unwrap_or_else(|| BytesMut::with_capacity(room)))
+        } else {
+            self.most_segments = MOST_SEGMENTS;
+            self.buffers.clear();
+            let (feed, chunks) = mpsc::channel(feed_depth(self.run.size));
+            self.tasks.spawn(store_segment(self.repository.clone(), segment, self.facts(), chunks));
+            Sink::Task(feed)
+        };
         self.segments += 1;
-        let window = (self.server < end).then(Window::default);
-        self.open = Some(OpenSegment { name: segment, feed, window });
+        let window = (!is_whole).then(Window::default);
+        self.open = Some(OpenSegment { name: segment, sink, window });
+    }
+
+    fn facts(&self) -> Facts {
+        Facts { pg_version: Some(self.run.pg_version) }
     }
 
     fn append(&mut self, mut chunk: Chunk) -> Result<(), Error> {
-        chunk.bytes = self.settings.budget.charge(chunk.bytes);
         let Some(open) = &mut self.open else { return Err(Error::Bug("WAL appended to no segment")) };
         if chunk.start == self.run.size.start(open.name) && chunk.bytes.len() >= LONG_HEADER_BYTES {
             check_segment_start(&chunk.bytes, open.name, &self.run.expected)?;
         }
-        // The channel has room for every page of a segment, so it is full only if the task is gone.
-        if open.feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
-            return self.task_error();
+        match &mut open.sink {
+            Sink::Memory(segment) => segment.extend_from_slice(&chunk.bytes),
+            Sink::Task(feed) => {
+                chunk.bytes = self.settings.budget.charge(chunk.bytes);
+                // The channel has room for every page of a segment, so it is full only if the task is gone.
+                if feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
+                    return self.task_error();
+                }
+            }
         }
         let Some(window) = &mut open.window else { return Ok(()) };
         window.push(chunk, &self.settings.budget);
@@ -454,8 +494,17 @@ impl Stream<'_> {
         let Some(open) = self.open.take() else {
             return Err(Error::Bug("a segment closed that was not open"));
         };
-        if open.feed.try_send(Feed::End).is_err() {
-            return self.task_error();
+        match open.sink {
+            Sink::Memory(bytes) => {
+                let store =
+                    store_whole_segment(self.repository.clone(), segment, self.facts(), bytes.freeze());
+                self.tasks.spawn(store);
+            }
+            Sink::Task(feed) => {
+                if feed.try_send(Feed::End).is_err() {
+                    return self.task_error();
+                }
+            }
         }
         debug!(%segment, "received segment");
         self.tail = Tail::default();
@@ -502,8 +551,8 @@ impl Stream<'_> {
                 chunk.bytes.slice(skip..)
             })
             .collect();
-        let facts = Facts { pg_version: Some(self.run.pg_version) };
-        self.tasks.spawn(store_piece(self.repository.clone(), *name, piece, facts, bytes));
+        let store = store_piece(self.repository.clone(), *name, piece, self.facts(), bytes);
+        self.tasks.spawn(store);
         self.piece_in_flight = Some(*name);
         self.has_pieces = true;
         Ok(())
@@ -511,8 +560,13 @@ impl Stream<'_> {
 
     fn record(&mut self, done: Result<Result<Done, Error>, tokio::task::JoinError>) -> Result<(), Error> {
         match done.map_err(|_| Error::Bug("a task that stores WAL panicked"))?? {
-            Done::Segment(segment) => {
+            Done::Segment(segment, buffer) => {
                 self.segments -= 1;
+                let is_behind = self.server.bytes_since(self.assembler.received()) >= self.run.size.bytes();
+                if let Some(mut buffer) = buffer.filter(|_| is_behind) {
+                    buffer.clear();
+                    self.buffers.push(buffer);
+                }
                 self.ledger.record(self.run.size.start(segment), self.run.size.end(segment));
                 self.to_clean.push(segment);
             }
@@ -565,7 +619,9 @@ impl Stream<'_> {
             self.record(done)?;
         }
         // The unfinished segment itself is given up: its pieces stand for it.
-        self.open = None;
+        if let Some(OpenSegment { sink: Sink::Memory(_), .. }) = self.open.take() {
+            self.segments -= 1;
+        }
         while let Some(done) = self.tasks.join_next().await {
             self.record(done)?;
         }
@@ -637,12 +693,25 @@ async fn store_segment(
             Feed::End => {
                 let stored = writer.finish().await?;
                 debug!(%segment, stored = stored.stored_length, "stored segment");
-                return Ok(Done::Segment(segment));
+                return Ok(Done::Segment(segment, None));
             }
         }
     }
     writer.abort().await;
     Ok(Done::Abandoned)
+}
+
+/// Stores a segment that is at hand as a whole.
+async fn store_whole_segment(
+    repository: Repository,
+    segment: SegmentName,
+    facts: Facts,
+    plaintext: Bytes,
+) -> Result<Done, Error> {
+    let name = ObjectName::Wal(WalFileName::Segment(segment));
+    let stored = repository.put(name, plaintext.clone(), facts).await?;
+    debug!(%segment, stored = stored.stored_length, "stored segment");
+    Ok(Done::Segment(segment, plaintext.try_into_mut().ok()))
 }
 
 async fn store_piece(

@@ -35,6 +35,7 @@ mod metrics;
 mod pghoard_commands;
 mod pghoard_config;
 mod pghoard_http;
+mod pghoard_restore;
 mod restore;
 mod serve;
 mod storage;

@@ -557,3 +557,73 @@ fn keys_are_made_as_pghoard_makes_them() {
         assert DecryptorFile(io.BytesIO(data), k['private']).read() == b'secret'";
     binary::program(&pghoard_bin("python3"), ["-c", check, path]).run().success();
 }
+
+/// A bucket that PGHoard filled, with tablespaces, encrypted: listed as PGHoard lists it, restored by its own options.
+#[test]
+fn pghoards_bucket_is_listed_and_restored_by_its_own_options() {
+    let dress = Dress::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pghoard/tablespaces.tar.zst");
+    let unpack = "zstd -dqc --long=26 \"$0\" | tar -x -C \"$1\"";
+    let mut tar = std::process::Command::new("bash");
+    let unpacked = tar.args(["-o", "pipefail", "-c", unpack]).arg(&file).arg(dress.scratch.path()).status();
+    assert!(unpacked.unwrap().success());
+    process::give_tree(dress.scratch.path());
+    let facts: Value =
+        serde_json::from_slice(&fs::read(dress.scratch.path().join("facts.json")).unwrap()).unwrap();
+    let site = facts["sites"].as_object().unwrap().keys().next().unwrap().clone();
+    let target = dress.scratch.path().join("restored");
+    let configuration = json!({
+        "http_port": free_port(),
+        "json_state_file_path": dress.scratch.path().join("state.json"),
+        "backup_sites": { &site: {
+            "active": false,
+            "nodes": ["host=nowhere"],
+            "pg_data_directory": target,
+            "encryption_keys": facts["keys"],
+            "object_storage": local_storage(&dress.scratch.path().join("bucket")),
+        } },
+    });
+    let agent = Agent::start(&configuration);
+    let config = agent.config_file();
+    let config = config.to_str().unwrap();
+    let list = ["list-basebackups", "--config", config, "--site", &site];
+    let ours = dress.run("pghoard_restore", &list).success();
+    let theirs = binary::program(&pghoard_bin("pghoard_restore"), list).run().success();
+    assert_eq!(ours.stdout, theirs.stdout);
+    let port = agent.address().port().to_string();
+    let over_http = ["list-basebackups-http", "--port", &port, "--site", &site];
+    let ours = binary::program(&pghoard_bin("pghoard_restore"), over_http).run().success();
+    assert_eq!(ours.stdout, theirs.stdout);
+
+    let mut get: Vec<String> = ["get-basebackup", "--config", config, "--site", &site, "--restore-to-master"]
+        .map(str::to_owned)
+        .to_vec();
+    let bin = dress.links.join("pghoard_postgres_command");
+    get.extend(["--pghoard-postgres-command-bin".to_owned(), bin.to_str().unwrap().to_owned()]);
+    get.extend(["--target-dir".to_owned(), target.to_str().unwrap().to_owned()]);
+    get.extend(["--preserve-until".to_owned(), "2099-01-01T00:00:00".to_owned()]);
+    let tablespaces: Vec<String> = facts["tablespaces"].as_object().unwrap().keys().cloned().collect();
+    for (number, name) in tablespaces.iter().enumerate() {
+        let place = dress.scratch.directory(&format!("place-{number}"));
+        get.extend(["--tablespace-dir".to_owned(), format!("{name}={}", place.display())]);
+    }
+    let get: Vec<&str> = get.iter().map(String::as_str).collect();
+    dress.run("pghoard_restore", &[&get[..], &["--no-cancel-preserve-on-success"]].concat()).success();
+    // Kept until then, as PGHoard reads it.
+    let requests = dress.scratch.path().join("bucket").join(&site).join("preservation_request");
+    let kept: Vec<String> = fs::read_dir(&requests)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(kept.iter().any(|name| name.ends_with("_2099-01-01 00:00:00+00:00")), "{kept:?}");
+    let metadata = kept.iter().find(|name| name.ends_with(".metadata")).expect("metadata beside it");
+    let metadata: Value = serde_json::from_slice(&fs::read(requests.join(metadata)).unwrap()).unwrap();
+    assert_eq!(metadata["preserve-until"], "2099-01-01 00:00:00+00:00");
+
+    let restored = Server::on_restored(u32::try_from(facts["major"].as_u64().unwrap()).unwrap(), &target);
+    restored.wait_recovered();
+    assert_eq!(restored.value("select max(stage) from marks"), "6");
+    for tablespace in &tablespaces {
+        assert_eq!(restored.value(&format!("select sum(i) from \"in_{tablespace}\"")), "500500");
+    }
+}

@@ -537,7 +537,8 @@ fn files_are_written_and_read_only_within_the_data_directory() {
     fs::write(wal.join(segment(5).to_string()), segment_bytes(5)).unwrap();
     std::os::unix::fs::symlink(wal.join(segment(5).to_string()), wal.join(segment(6).to_string())).unwrap();
     assert_eq!(put(&segment(5).to_string()), 201);
-    assert_eq!(put(&segment(5).to_string()), 200);
+    // PGHoard's clients know no other success.
+    assert_eq!(put(&segment(5).to_string()), 201);
     assert_eq!(put(&segment(6).to_string()), 404);
     assert_eq!(put("00000002.history"), 404);
     assert!(serving.get(&format!("/main/archive/{}", segment(5))).body == segment_bytes(5));
@@ -551,7 +552,7 @@ fn whoever_must_log_in_must_log_in() {
     serving.put_segment(3);
     let path = format!("/main/archive/{}", segment(3));
     let answer = serving.get(&path);
-    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Basic realm=\"pgkeep\"")));
+    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Basic realm=\"pghoard\"")));
     let with = |value: &str| {
         http::request(serving.address, "GET", &path, &[("authorization", value)], b"").unwrap().status
     };
