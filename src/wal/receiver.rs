@@ -55,6 +55,11 @@ const MOST_SEGMENTS: usize = 2;
 /// pages has.
 const MOST_CHUNKS: usize = 256;
 
+/// Whole segments are held only while they compress to a `COMPACT`th: what they compress to is in memory
+/// beside them. A few in a row must have done so, because it is known only after the next have begun.
+const COMPACT: u64 = 4;
+const COMPACT_RUN: u32 = 4;
+
 /// What streaming needs to know besides the connection.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -177,8 +182,8 @@ impl Window {
 }
 
 enum Done {
-    /// With the memory it was held in, for the next one.
-    Segment(SegmentName, Option<BytesMut>),
+    /// With its stored length, and the memory it was held in, for the next one.
+    Segment(SegmentName, u64, Option<BytesMut>),
     Piece(SegmentName, Piece),
     Cleaned,
     /// The segment was given up before its end, which is no failure.
@@ -220,6 +225,7 @@ pub async fn stream(
         tasks: JoinSet::new(),
         segments: 0,
         most_segments: MOST_SEGMENTS,
+        compact_run: 0,
         buffers: Vec::new(),
         piece_in_flight: None,
         to_clean: Vec::new(),
@@ -272,6 +278,8 @@ struct Stream<'a> {
     segments: usize,
     /// With this many being stored beside the open one, that has to wait.
     most_segments: usize,
+    /// So many segments in a row became small.
+    compact_run: u32,
     /// Memory of segments that are stored, kept while more whole ones are to come: memory fresh from the
     /// system costs a third of what compressing its content does.
     buffers: Vec<BytesMut>,
@@ -437,7 +445,10 @@ impl Stream<'_> {
         let end = self.run.size.end(segment);
         // A segment that the server holds whole will be whole before a piece of it could matter.
         let is_whole = self.server >= end;
-        let held = if is_whole { self.settings.segment_memory.segments(self.run.size) } else { 0 };
+        let held = match is_whole && self.compact_run >= COMPACT_RUN {
+            true => self.settings.segment_memory.segments(self.run.size),
+            false => 0,
+        };
         let sink = if held > 0 {
             self.most_segments = held;
             let room = usize::try_from(self.run.size.bytes()).unwrap_or_default();
@@ -466,7 +477,9 @@ impl Stream<'_> {
         match &mut open.sink {
             Sink::Memory(segment) => segment.extend_from_slice(&chunk.bytes),
             Sink::Task(feed) => {
-                chunk.bytes = self.settings.budget.charge(chunk.bytes);
+                // What waits must not keep the connection's read buffer, twice its own size, in memory.
+                let bytes = Bytes::copy_from_slice(&chunk.bytes);
+                chunk.bytes = self.settings.budget.charge(bytes);
                 // The channel has room for every page of a segment, so it is full only if the task is gone.
                 if feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
                     return self.task_error();
@@ -560,8 +573,10 @@ impl Stream<'_> {
 
     fn record(&mut self, done: Result<Result<Done, Error>, tokio::task::JoinError>) -> Result<(), Error> {
         match done.map_err(|_| Error::Bug("a task that stores WAL panicked"))?? {
-            Done::Segment(segment, buffer) => {
+            Done::Segment(segment, stored_length, buffer) => {
                 self.segments -= 1;
+                let is_compact = stored_length <= self.run.size.bytes() / COMPACT;
+                self.compact_run = if is_compact { self.compact_run.saturating_add(1) } else { 0 };
                 let is_behind = self.server.bytes_since(self.assembler.received()) >= self.run.size.bytes();
                 if let Some(mut buffer) = buffer.filter(|_| is_behind) {
                     buffer.clear();
@@ -693,7 +708,7 @@ async fn store_segment(
             Feed::End => {
                 let stored = writer.finish().await?;
                 debug!(%segment, stored = stored.stored_length, "stored segment");
-                return Ok(Done::Segment(segment, None));
+                return Ok(Done::Segment(segment, stored.stored_length, None));
             }
         }
     }
@@ -711,7 +726,7 @@ async fn store_whole_segment(
     let name = ObjectName::Wal(WalFileName::Segment(segment));
     let stored = repository.put(name, plaintext.clone(), facts).await?;
     debug!(%segment, stored = stored.stored_length, "stored segment");
-    Ok(Done::Segment(segment, plaintext.try_into_mut().ok()))
+    Ok(Done::Segment(segment, stored.stored_length, plaintext.try_into_mut().ok()))
 }
 
 async fn store_piece(
