@@ -11,7 +11,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::archiving::{Rig, archiving, flush_lsn, wait_for, wait_stored};
-use crate::binary::{Agent, local_storage, pgkeep};
+use crate::binary::{self, Agent, local_storage, pgkeep};
+use crate::pghoard_http::pghoard_bin;
 use crate::process::{self, Scratch};
 use crate::server::majors;
 
@@ -518,4 +519,70 @@ fn what_pghoard_left_behind_is_stored_and_removed() {
     wait_stored(&agent, flush_lsn(&rig.server));
     rig.verify(&agent);
     assert_eq!(archiving(&agent)["state"], "streaming");
+}
+
+#[test]
+fn what_a_pghoard_daemon_left_behind_is_stored_and_removed() {
+    let mut rig = Rig::new(newest(), 16);
+    let receivewal = rig.server.tool("pg_receivewal").expect("the newest version has its tools");
+    let keys = ["--site", "main", "--key-id", "k1"];
+    let keys = binary::program(&pghoard_bin("pghoard_create_keys"), keys).run().success().json();
+    let state = rig.scratch.directory("state");
+    let mut theirs = json!({
+        "backup_location": state,
+        "json_state_file_path": rig.scratch.path().join("state.json"),
+        "maintenance_mode_file": rig.scratch.path().join("maintenance"),
+        "alert_file_dir": rig.scratch.directory("alerts"),
+        "http_port": process::free_port(),
+        "transfer": { "thread_count": 1 },
+        "compression": { "algorithm": "snappy", "thread_count": 1 },
+        "graceful_shutdown_compression_timeout": 2,
+        "graceful_shutdown_upload_timeout": 2,
+    });
+    theirs["backup_sites"]["main"] = keys["backup_sites"]["main"].clone();
+    let site = &mut theirs["backup_sites"]["main"];
+    site["basebackup_interval_hours"] = Value::Null;
+    site["nodes"] = json!([rig.server.superuser_conninfo()]);
+    site["pg_data_directory"] = json!(rig.server.data_directory());
+    site["pg_bin_directory"] = json!(receivewal.parent());
+    // Nothing can be stored there, so it all stays on disk.
+    site["object_storage"] = local_storage(Path::new("/proc/nowhere"));
+    let file = config_file(&rig, &theirs);
+    let mut daemon = binary::program(&pghoard_bin("pghoard"), ["--config", &file]).spawn();
+    let folder = |name: &str| state.join("main").join(name);
+    let files = |name: &str| -> Vec<String> {
+        let entries = fs::read_dir(folder(name)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    wait_for("PGHoard receives", || files("xlog_incoming").iter().any(|name| name.ends_with(".partial")));
+    let mut segments = Vec::new();
+    for _ in 0..2 {
+        rig.server.load(1_000);
+        segments.push(rig.server.switch_segment());
+    }
+    rig.server.load(1_000);
+    wait_for("PGHoard compresses", || {
+        segments.iter().all(|segment| folder("xlog").join(format!("{segment}.metadata")).exists())
+    });
+    process::signal(daemon.id(), Signal::TERM);
+    process::wait(&mut daemon, Duration::from_mins(1)).expect("PGHoard stops");
+
+    theirs["backup_sites"]["main"]["object_storage"] = local_storage(&rig.scratch.path().join("archive"));
+    // Nothing may come from the server.
+    theirs["backup_sites"]["main"]["active"] = json!(false);
+    rig.config = theirs;
+    let agent = rig.agent();
+    wait_for("it is done", || agent.log().contains("what PGHoard left is stored and removed"));
+    for segment in &segments {
+        let there = fs::read(rig.server.wal_directory().join(segment)).unwrap();
+        assert!(
+            agent.get(&format!("/main/archive/{segment}")).body == there,
+            "{segment} differs\n{}",
+            agent.log()
+        );
+    }
+    for name in ["xlog", "xlog_incoming", "timeline"] {
+        assert_eq!(files(name), [""; 0], "{name}\n{}", agent.log());
+    }
+    assert!(!rig.archive().pieces().is_empty(), "the unfinished segment is kept, too");
 }
