@@ -74,9 +74,8 @@ enum Work {
     Over,
 }
 
-/// Plaintext per turn of the encoder: some milliseconds of zstd, many times what a hop to its thread costs
-/// even when the thread that gathers is busy.
-const BATCH: usize = 1 << 20;
+/// Plaintext per turn of the encoder: a millisecond of zstd, many times what a hop to its thread costs.
+const BATCH: usize = 512 << 10;
 
 /// What PGHoard reads of a request to keep a backup: its name again, in parts.
 fn preservation(name: ObjectName) -> Option<(String, String)> {

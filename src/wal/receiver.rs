@@ -55,6 +55,11 @@ const MOST_SEGMENTS: usize = 2;
 /// pages has.
 const MOST_CHUNKS: usize = 256;
 
+/// Segments are held whole only while they compress to a `COMPACT`th: what they compress to is in memory
+/// beside them. Until `COMPACT_RUN` of them did, one is held at a time.
+const COMPACT: u64 = 4;
+const COMPACT_RUN: u32 = 4;
+
 /// What streaming needs to know besides the connection.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -177,8 +182,8 @@ impl Window {
 }
 
 enum Done {
-    /// With the memory it was held in, for the next one.
-    Segment(SegmentName, Option<BytesMut>),
+    /// With its stored length, and the memory it was held in, for the next one.
+    Segment(SegmentName, u64, Option<BytesMut>),
     Piece(SegmentName, Piece),
     Cleaned,
     /// The segment was given up before its end, which is no failure.
@@ -220,6 +225,8 @@ pub async fn stream(
         tasks: JoinSet::new(),
         segments: 0,
         most_segments: MOST_SEGMENTS,
+        compact_run: Some(0),
+        held: 0,
         buffers: Vec::new(),
         piece_in_flight: None,
         to_clean: Vec::new(),
@@ -272,6 +279,10 @@ struct Stream<'a> {
     segments: usize,
     /// With this many being stored beside the open one, that has to wait.
     most_segments: usize,
+    /// How many segments became small; `None` once one did not, and none is held whole any more.
+    compact_run: Option<u32>,
+    /// How many segments are held whole at a time now.
+    held: usize,
     /// Memory of segments that are stored, kept while more whole ones are to come: memory fresh from the
     /// system costs a third of what compressing its content does.
     buffers: Vec<BytesMut>,
@@ -307,7 +318,7 @@ impl Stream<'_> {
             let has_bytes = self.settings.budget.has_room(MESSAGE_ROOM);
             // The message that ends the open segment may begin one too many, but not go on with it.
             let others = self.segments - usize::from(self.open.is_some());
-            let room = has_bytes && others < self.most_segments;
+            let room = has_bytes && others < self.most_segments && !self.must_settle_first();
             self.stalled = if room { None } else { self.stalled.or_else(|| Some(Instant::now())) };
             let give_up = match (self.stalled, self.asked) {
                 (Some(since), _) => Some(since + STALL_LIMIT),
@@ -437,7 +448,8 @@ impl Stream<'_> {
         let end = self.run.size.end(segment);
         // A segment that the server holds whole will be whole before a piece of it could matter.
         let is_whole = self.server >= end;
-        let held = if is_whole { self.settings.segment_memory.segments(self.run.size) } else { 0 };
+        let held = if self.must_settle_first() { 0 } else { self.segments_to_hold() };
+        self.held = held;
         let sink = if held > 0 {
             self.most_segments = held;
             let room = usize::try_from(self.run.size.bytes()).unwrap_or_default();
@@ -454,6 +466,21 @@ impl Stream<'_> {
         self.open = Some(OpenSegment { name: segment, sink, window });
     }
 
+    /// How many segments to hold whole, from the next one on; zero when they are to be compressed as they
+    /// arrive.
+    fn segments_to_hold(&self) -> usize {
+        let is_whole = self.server >= self.run.size.end(self.assembler.segment());
+        let Some(run) = self.compact_run.filter(|_| is_whole) else { return 0 };
+        let held = self.settings.segment_memory.segments(self.run.size);
+        if run < COMPACT_RUN { held.min(1) } else { held }
+    }
+
+    /// Between two segments: whether the next ones are dealt with in the other way, and the memory of those
+    /// before is still in use.
+    fn must_settle_first(&self) -> bool {
+        self.open.is_none() && self.segments > 0 && (self.held > 0) != (self.segments_to_hold() > 0)
+    }
+
     fn facts(&self) -> Facts {
         Facts { pg_version: Some(self.run.pg_version) }
     }
@@ -466,7 +493,9 @@ impl Stream<'_> {
         match &mut open.sink {
             Sink::Memory(segment) => segment.extend_from_slice(&chunk.bytes),
             Sink::Task(feed) => {
-                chunk.bytes = self.settings.budget.charge(chunk.bytes);
+                // What waits must not keep the connection's read buffer, twice its own size, in memory.
+                let bytes = Bytes::copy_from_slice(&chunk.bytes);
+                chunk.bytes = self.settings.budget.charge(bytes);
                 // The channel has room for every page of a segment, so it is full only if the task is gone.
                 if feed.try_send(Feed::Bytes(chunk.bytes.clone())).is_err() {
                     return self.task_error();
@@ -560,8 +589,10 @@ impl Stream<'_> {
 
     fn record(&mut self, done: Result<Result<Done, Error>, tokio::task::JoinError>) -> Result<(), Error> {
         match done.map_err(|_| Error::Bug("a task that stores WAL panicked"))?? {
-            Done::Segment(segment, buffer) => {
+            Done::Segment(segment, stored_length, buffer) => {
                 self.segments -= 1;
+                let is_compact = stored_length <= self.run.size.bytes() / COMPACT;
+                self.compact_run = self.compact_run.filter(|_| is_compact).map(|run| run.saturating_add(1));
                 let is_behind = self.server.bytes_since(self.assembler.received()) >= self.run.size.bytes();
                 if let Some(mut buffer) = buffer.filter(|_| is_behind) {
                     buffer.clear();
@@ -693,7 +724,7 @@ async fn store_segment(
             Feed::End => {
                 let stored = writer.finish().await?;
                 debug!(%segment, stored = stored.stored_length, "stored segment");
-                return Ok(Done::Segment(segment, None));
+                return Ok(Done::Segment(segment, stored.stored_length, None));
             }
         }
     }
@@ -711,7 +742,7 @@ async fn store_whole_segment(
     let name = ObjectName::Wal(WalFileName::Segment(segment));
     let stored = repository.put(name, plaintext.clone(), facts).await?;
     debug!(%segment, stored = stored.stored_length, "stored segment");
-    Ok(Done::Segment(segment, plaintext.try_into_mut().ok()))
+    Ok(Done::Segment(segment, stored.stored_length, plaintext.try_into_mut().ok()))
 }
 
 async fn store_piece(

@@ -3,13 +3,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use pgkeep::codec::NewKeyPair;
+use pgkeep::codec::{KeyId, KeyRing, NewKeyPair};
+use pgkeep::postgres::SegmentName;
+use pgkeep::repository::{Error, Facts, ObjectName, Outcome, Repository, Settings};
+use pgkeep::storage::Store;
 use serde_json::{Value, json};
 
 use crate::archiving::NO_AGENT;
 use crate::binary::{Agent, Output, pgkeep};
+use crate::process::cache;
 use crate::server::{Server, for_each_major, majors};
 use crate::site::Site;
 
@@ -110,7 +115,7 @@ fn public_key_only(major: u32) {
     assert_eq!(backups[0]["keys"][0]["key_id"], json!("k1"));
     assert!(site.run(&["list"]).success().stdout.contains("key k1"));
     site.run(&["prune", "--dry-run"]).success();
-    site.run(&["status", "--url", &agent.url()]).success();
+    pgkeep(["status", "--json", "--config"]).arg(agent.config_file()).run().success();
     assert_eq!(readable(&site), Vec::<String>::new());
 
     let private = "the private part of the encryption key `k1` is not configured";
@@ -170,7 +175,7 @@ fn every_compression_round_trips_encrypted() {
         site.server.load(2000);
         let mut agent = site.agent();
         wait_streaming(&site.server);
-        site.backup();
+        let backup = site.backup();
         step(&site.server, 2);
         let whole = site.server.switch_segment();
         step(&site.server, 3);
@@ -186,7 +191,32 @@ fn every_compression_round_trips_encrypted() {
         let restored = site.restore_and_start("target", &[]);
         assert_eq!(steps(&restored), "1 2 3", "{algorithm}");
         assert_eq!(restored.value("select count(*) from load"), "2000");
+        if algorithm != "snappy" {
+            let fetched = fs::read(site.directory("fetched")).unwrap();
+            read_by_the_format_alone(&site, &pair, &backup, &whole, &fetched);
+        }
     }
+}
+
+/// The description of the format, as a program in another language, opens what we encrypted.
+fn read_by_the_format_alone(site: &Site, pair: &NewKeyPair, backup: &str, segment: &str, fetched: &[u8]) {
+    let python = cache().join("pghoard/bin/python");
+    assert!(python.exists(), "`{}` is missing: scripts/install-test-deps puts it there", python.display());
+    let key = site.scratch.write("private.pem", pair.private.reveal());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/read-archive.py");
+    let run = |arguments: &[&str]| {
+        let archive = site.archive().join("main");
+        let mut command = Command::new(&python);
+        let output = command.arg(&script).arg(archive).args(arguments).env("PRIVATE_KEY", &key).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    assert!(String::from_utf8(run(&["list"])).unwrap().starts_with(backup));
+    assert!(run(&["wal", segment]) == fetched);
+    let version = format!("{}\n", site.server.major());
+    assert_eq!(String::from_utf8(run(&["file", backup, "PG_VERSION"])).unwrap(), version);
+    assert_eq!(run(&["file", backup, "global/pg_control"]).len(), 8192);
 }
 
 /// Every way of changing an object that a writer of the bucket has.
@@ -305,4 +335,48 @@ fn nothing_tampered_with_is_ever_restored() {
         fs::write(&metadata, text).unwrap();
     }
     assert_eq!(steps(&site.restore_and_start("target", &[])), "1 2 3 4");
+}
+
+fn repository(store: &Store, pair: &NewKeyPair, private: bool) -> Repository {
+    let id = KeyId::new("k1").unwrap();
+    let mut keys = KeyRing::default();
+    keys.add(&id, Some(&pair.public), private.then_some(&pair.private)).unwrap();
+    keys.write_with(id).unwrap();
+    Repository::new(store.clone(), "main", Settings { keys, part_size: 1 << 20, ..Settings::default() })
+}
+
+#[tokio::test]
+async fn a_host_without_the_private_key_knows_its_own_wal_again() {
+    let (pair, store) = (NewKeyPair::generate(), Store::in_memory());
+    let (host, owner) = (repository(&store, &pair, false), repository(&store, &pair, true));
+    let segment = ObjectName::Wal("000000010000000000000007".parse().unwrap());
+    let history = ObjectName::Wal("00000002.history".parse().unwrap());
+    let forked = &b"1\t0/5000000\tat restore point \"payroll\"\n"[..];
+    for (name, content) in [(segment, vec![7; 3 << 20]), (history, forked.to_vec())] {
+        let put = |content: &[u8]| host.put(name, content.to_vec().into(), Facts::default());
+        assert_eq!(put(&content).await.unwrap().outcome, Outcome::Created);
+        assert_eq!(put(&content).await.unwrap().outcome, Outcome::AlreadySame);
+        let other = [&content[..content.len() - 2], b"x\n"].concat();
+        assert!(matches!(put(&other).await, Err(Error::Conflict { .. })), "{name}");
+        assert!(matches!(put(b"short").await, Err(Error::Conflict { .. })), "{name}");
+        let locked = host.get(name, u64::MAX).await.unwrap_err();
+        assert!(locked.is_locked() && locked.hint().is_some(), "{locked}");
+        assert_eq!(owner.get(name, u64::MAX).await.unwrap(), content);
+        let metadata = owner.head(name).await.unwrap().metadata;
+        assert_eq!(metadata.hash.is_some(), name == segment);
+        assert!(!format!("{metadata:?}").contains("payroll"));
+    }
+    let locked = host.get(history, u64::MAX).await.unwrap_err();
+    assert_eq!(host.outline(history, locked).await.unwrap(), &b"1\t0/5000000\tencrypted\n"[..]);
+
+    // Uploaded in parts it has no digest beside it, and nobody can tell without the key.
+    let piece: SegmentName = "000000010000000000000008".parse().unwrap();
+    let piece = ObjectName::Piece { segment: piece, start: 0, end: 3 << 20 };
+    let mut content = vec![0; 3 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    host.put(piece, content.clone().into(), Facts::default()).await.unwrap();
+    let again = host.put(piece, content.clone().into(), Facts::default()).await;
+    assert!(again.unwrap_err().is_locked());
+    let again = owner.put(piece, content.into(), Facts::default()).await;
+    assert_eq!(again.unwrap().outcome, Outcome::AlreadySame);
 }
