@@ -183,8 +183,8 @@ fn the_hook_tells_missing_from_unknown() {
     }
 }
 
-/// The life of an old deployment: archive_command, a requested backup, the init container's line, recovery by the
-/// restore_command that it leaves behind; all with a password, and nothing but PGHoard's names.
+/// The life of an old deployment: `archive_command`, a requested backup, the init container's line, recovery by the
+/// `restore_command` that it leaves behind; all with a password, and nothing but PGHoard's names.
 #[test]
 fn an_old_deployment_runs_unchanged() {
     let dress = Dress::new();
