@@ -46,20 +46,16 @@ pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
 
 /// Reads a head, its closing empty line included.
 pub fn parse_head(bytes: &[u8]) -> Result<Head, MalformedHead> {
-    let text = bytes.strip_suffix(b"\r\n\r\n").ok_or(MalformedHead::Field)?;
-    let mut lines = text.split(|&byte| byte == b'\n');
-    let status = lines
-        .next()
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-        .and_then(parse_status_line)
-        .ok_or(MalformedHead::StatusLine)?;
+    let text = bytes.strip_suffix(b"\n\r\n").ok_or(MalformedHead::Field)?;
+    // Every line has its CR; one more would be part of a value.
+    let mut lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r"));
+    let status = lines.next().flatten().and_then(parse_status_line).ok_or(MalformedHead::StatusLine)?;
     let mut head = Head { status, server: None, content_length: None, others: Vec::new() };
     for (index, line) in lines.enumerate() {
         if index == MOST_FIELDS {
             return Err(MalformedHead::TooMany);
         }
-        let (name, value) =
-            parse_field(line.strip_suffix(b"\r").unwrap_or(line)).ok_or(MalformedHead::Field)?;
+        let (name, value) = line.and_then(parse_field).ok_or(MalformedHead::Field)?;
         match name.to_ascii_lowercase().as_str() {
             "content-length" => {
                 let length = parse_length(value).filter(|_| head.content_length.is_none());
@@ -133,6 +129,8 @@ mod tests {
         for text in [
             "",
             "\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 819\r\r\n\r\n",
+            "HTTP/1.1 200 OK\nContent-Length: 8192\r\n\r\n",
             "HTTP/2 200 OK\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
             "HTTP/1.1 2000\r\n\r\n",
