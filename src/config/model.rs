@@ -40,8 +40,8 @@ pub struct Config {
     pub compression: Compression,
     /// Level of zstd, where 0 is zstd's own default, or preset of lzma.
     pub compression_level: i32,
-    /// Of the hash beside WAL.
-    pub hash_algorithm: HashAlgorithm,
+    /// Of PGHoard's hash beside WAL, where it is wanted.
+    pub hash_algorithm: Option<HashAlgorithm>,
     /// Bytes of data in flight in the whole process.
     pub memory_limit: u64,
     /// Threads for compression and transfers.
@@ -316,19 +316,18 @@ fn level(algorithm: Algorithm, level: Option<i32>, findings: &mut Findings) -> i
     level
 }
 
-fn hash(raw: &RawConfig, findings: &mut Findings) -> HashAlgorithm {
-    match raw.hash_algorithm.as_deref().map(hash_algorithm) {
-        None => HashAlgorithm::default(),
-        Some(Ok(Some(algorithm))) => algorithm,
-        Some(Ok(None)) => {
+fn hash(raw: &RawConfig, findings: &mut Findings) -> Option<HashAlgorithm> {
+    Some(match raw.hash_algorithm.as_deref().map(hash_algorithm)? {
+        Ok(Some(algorithm)) => algorithm,
+        Ok(None) => {
             findings.doubtful("hash_algorithm", "not available here; sha1 is written instead, and says so");
             HashAlgorithm::default()
         }
-        Some(Err(problem)) => {
+        Err(problem) => {
             findings.problems.push(problem);
             HashAlgorithm::default()
         }
-    }
+    })
 }
 
 fn memory_limit(raw: &RawConfig, findings: &mut Findings) -> u64 {

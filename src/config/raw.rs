@@ -35,7 +35,7 @@ pub struct RawConfig {
     #[schemars(with = "Option<String>")]
     /// Password that HTTP clients must give; needs `webserver_username` too.
     pub webserver_password: Option<Secret>,
-    /// Of the hash that is stored beside WAL for PGHoard: sha1 (default), sha224, sha256, sha384 or sha512.
+    /// Writes PGHoard's hash beside WAL, too: sha1, sha224, sha256, sha384 or sha512 (default: none).
     pub hash_algorithm: Option<String>,
     /// error, warn, info (default), debug or trace; Python's names are understood.
     pub log_level: Option<String>,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::model::{CheckpointMode, Config, NodeConfig, SiteConfig, WalIntake};
 use super::nodes::without_passwords;
 use super::storage::shown_storage;
+use crate::codec::HashAlgorithm;
 use crate::observe::StatsdFormat;
 use crate::secret::Secret;
 
@@ -37,7 +38,7 @@ impl Config {
             "graceful_shutdown_upload_timeout": reporting.stop_grace.map(|grace| grace.as_secs_f64()),
             "backup_sites": sites,
             "compression": { "algorithm": self.compression, "level": self.compression_level },
-            "hash_algorithm": self.hash_algorithm.name(),
+            "hash_algorithm": self.hash_algorithm.map(HashAlgorithm::name),
             "http_address": self.http.address,
             "http_port": self.http.port,
             "webserver_username": credentials.map(|credentials| &credentials.username),

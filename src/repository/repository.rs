@@ -26,8 +26,8 @@ pub struct Settings {
     pub compression: Compression,
     /// zstd's, where 0 stands for its default, 3, or lzma's preset.
     pub level: i32,
-    /// Beside WAL, for PGHoard.
-    pub hash_algorithm: HashAlgorithm,
+    /// Of a hash beside WAL, for PGHoard.
+    pub hash_algorithm: Option<HashAlgorithm>,
     /// What is written with, if anything, and what can be read.
     pub keys: KeyRing,
     /// Named in the metadata of every object.
@@ -42,7 +42,7 @@ impl Default for Settings {
         Self {
             compression: Compression::default(),
             level: 0,
-            hash_algorithm: HashAlgorithm::default(),
+            hash_algorithm: None,
             keys: KeyRing::default(),
             host: String::new(),
             part_size: 8 << 20,

@@ -124,8 +124,10 @@ impl ObjectWriter {
         } else if let Some(sealer) = sealer {
             encoder = encoder.sealed(sealer);
         }
-        if let ObjectName::Wal(WalFileName::Segment(_) | WalFileName::Partial(_)) = name {
-            encoder = encoder.hashed(settings.hash_algorithm);
+        if let ObjectName::Wal(WalFileName::Segment(_) | WalFileName::Partial(_)) = name
+            && let Some(algorithm) = settings.hash_algorithm
+        {
+            encoder = encoder.hashed(algorithm);
         }
         Self {
             upload: Upload::new(repository, name),
