@@ -82,7 +82,7 @@ where
     info!(backup = %name, key = key.map(|key| key.id().as_str()), "starting base backup");
     let result = tokio::select! { biased;
         () = cancel.cancelled() => Err(Error::Cancelled),
-        result = collect(connection, repository, request, name, sealing.as_mut(), progress) => result,
+        result = Box::pin(collect(connection, repository, request, name, sealing.as_mut(), progress)) => result,
     };
     let collected = match result {
         Ok(collected) => collected,

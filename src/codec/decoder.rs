@@ -37,8 +37,8 @@ pub enum Error {
     TooLong { expected: u64 },
     #[error("it decodes to other content: digest {actual} instead of {expected}")]
     Content { expected: Digest, actual: Digest },
-    #[error("it decodes to other content: {} {actual} instead of {expected}", expected.algorithm().name())]
-    Hash { expected: NamedHash, actual: NamedHash },
+    #[error("it decodes to other content: {algorithm} {actual} instead of {expected}")]
+    Hash { algorithm: &'static str, expected: String, actual: String },
 }
 
 /// Turns the stored bytes of one object, in chunks of any size, back into verified plaintext.
@@ -157,7 +157,11 @@ impl Decoder {
         let hash = match self.named {
             None => None,
             Some((expected, named)) => match named.finish() {
-                actual if actual != expected => return Err(Error::Hash { expected, actual }),
+                actual if actual != expected => {
+                    let algorithm = expected.algorithm().name();
+                    let (expected, actual) = (expected.to_string(), actual.to_string());
+                    return Err(Error::Hash { algorithm, expected, actual });
+                }
                 actual => Some(actual),
             },
         };
