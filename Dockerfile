@@ -18,6 +18,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /pgkeep/target/dist/pgkeep /usr/local/bin/pgkeep
+# Under PGHoard's names it is PGHoard's programs.
+RUN ["/usr/local/bin/pgkeep", "links", "/usr/local/bin"]
 COPY --from=build /pgkeep/LICENSE /usr/share/doc/pgkeep/LICENSE
 # The user of the official PostgreSQL images, so that a sidecar and an init container can share its files.
 USER 999:999
