@@ -175,8 +175,8 @@ mod tests {
             let good = b"HTTP/1.1 200 OK\r\nserver: pgkeep/0.1.0\r\ncontent-length: 8192\r\n\r\n";
             let mut bytes = good.to_vec();
             let at = at.index(bytes.len());
-            // One more digit, or another one, makes another number, rightly read.
-            prop_assume!(!byte.is_ascii_digit());
+            // One more digit, another one, or white space for one makes another number, rightly read.
+            prop_assume!(!byte.is_ascii_digit() && !matches!(byte, b' ' | b'\t'));
             bytes[at] = byte;
             if let Ok(head) = parse_head(&bytes) {
                 prop_assert_eq!(head.status, 200);
