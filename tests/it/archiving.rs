@@ -478,8 +478,9 @@ fn a_catch_up_stays_within_its_memory() {
     let begin = Instant::now();
     rig.wait_stored(&agent);
     let peak = agent.peak_memory() >> 20;
-    eprintln!("60 segments in {:?}, VmHWM {peak} MiB", begin.elapsed());
-    assert!(peak <= 64, "VmHWM is {peak} MiB");
+    eprintln!("60 segments in {:?}, at most {peak} MiB", begin.elapsed());
+    // With the 13 MiB of the program itself not above 64.
+    assert!(peak <= 51, "it took {peak} MiB");
     assert!(rig.archive().segments().len() >= 60);
 }
 
