@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use pgkeep::codec::{KeyId, KeyRing, NewKeyPair};
+use pgkeep::codec::{HashAlgorithm, KeyId, KeyRing, NewKeyPair};
 use pgkeep::postgres::SegmentName;
 use pgkeep::repository::{Error, Facts, ObjectName, Outcome, Repository, Settings};
 use pgkeep::storage::Store;
@@ -342,7 +342,9 @@ fn repository(store: &Store, pair: &NewKeyPair, private: bool) -> Repository {
     let mut keys = KeyRing::default();
     keys.add(&id, Some(&pair.public), private.then_some(&pair.private)).unwrap();
     keys.write_with(id).unwrap();
-    Repository::new(store.clone(), "main", Settings { keys, part_size: 1 << 20, ..Settings::default() })
+    let hash_algorithm = Some(HashAlgorithm::Sha1);
+    let settings = Settings { keys, hash_algorithm, part_size: 1 << 20, ..Settings::default() };
+    Repository::new(store.clone(), "main", settings)
 }
 
 #[tokio::test]
