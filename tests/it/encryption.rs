@@ -342,7 +342,7 @@ fn repository(store: &Store, pair: &NewKeyPair, private: bool) -> Repository {
     let mut keys = KeyRing::default();
     keys.add(&id, Some(&pair.public), private.then_some(&pair.private)).unwrap();
     keys.write_with(id).unwrap();
-    let hash_algorithm = Some(HashAlgorithm::default());
+    let hash_algorithm = Some(HashAlgorithm::Sha1);
     let settings = Settings { keys, hash_algorithm, part_size: 1 << 20, ..Settings::default() };
     Repository::new(store.clone(), "main", settings)
 }
