@@ -58,7 +58,7 @@ const MOST_CHUNKS: usize = 256;
 /// Segments are held whole only while they compress to a `COMPACT`th: what they compress to is in memory
 /// beside them. Until `COMPACT_RUN` of them did, one is held at a time.
 const COMPACT: u64 = 4;
-const COMPACT_RUN: u32 = 4;
+const COMPACT_RUN: u32 = 2;
 
 /// What streaming needs to know besides the connection.
 #[derive(Clone, Debug)]
