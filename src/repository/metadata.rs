@@ -64,7 +64,7 @@ pub struct ObjectMetadata {
     pub stored_length: Option<u64>,
     /// Of the plaintext. Not known for objects that were streamed, nor for PGHoard's.
     pub digest: Option<Digest>,
-    /// See [`super::summary`].
+    /// See `summary.rs`.
     pub summary: Option<String>,
     /// Of a request to keep a backup: which one, and until when.
     pub preserve: Option<(String, String)>,

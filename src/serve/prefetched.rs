@@ -106,7 +106,7 @@ pub async fn take_ready(
     taken.await.ok().flatten()
 }
 
-/// As [`take_ready`], without a word from the archive: for a client that finds it there itself. What is not right
+/// As `take_ready`, without a word from the archive: for a client that finds it there itself. What is not right
 /// is left for the server to judge.
 pub fn take_unasked(directory: &Path, file: WalFileName, target: &Path) -> bool {
     let path = ready_path(directory, file);
