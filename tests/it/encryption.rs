@@ -2,7 +2,7 @@
 //! that nothing tampered with is ever restored.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -241,6 +241,21 @@ fn changes(content: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
     changes
 }
 
+/// A piece of the unfinished segment that no other piece can stand in for: the agent was stopped, and may have
+/// left pieces that are part of a merged one, or of a whole segment.
+fn needed_piece(site: &Site) -> PathBuf {
+    let pieces = site.objects("xlog_partial/");
+    let segment = pieces.iter().filter_map(|piece| piece.parent()).max().expect("a piece is stored");
+    let bounds = |piece: &Path| {
+        let name = piece.file_name().unwrap().to_str().unwrap().to_owned();
+        let (start, end) = name.split_once('-').unwrap();
+        [start, end].map(|hex| u32::from_str_radix(hex, 16).unwrap())
+    };
+    let of_segment = pieces.iter().filter(|piece| piece.parent() == Some(segment));
+    let longest = of_segment.filter(|piece| bounds(piece)[0] == 0).max_by_key(|piece| bounds(piece)[1]);
+    longest.expect("a piece from the segment's start").clone()
+}
+
 #[test]
 fn nothing_tampered_with_is_ever_restored() {
     let pair = NewKeyPair::generate();
@@ -303,8 +318,7 @@ fn nothing_tampered_with_is_ever_restored() {
     fs::write(&beside, metadata).unwrap();
 
     // Of WAL: a segment, and a piece of the one that is not whole yet.
-    let pieces = site.objects("xlog_partial/");
-    let piece = pieces.first().expect("a piece is stored").clone();
+    let piece = needed_piece(&site);
     let of_piece = piece.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let whole = object(format!("xlog/{}", segments[0]));
     let other = fs::read(object(format!("xlog/{}", segments[1]))).unwrap();
