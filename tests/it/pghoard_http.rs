@@ -104,8 +104,8 @@ impl Beside {
 pub fn pghoard_is_installed() -> bool {
     let installed = process::cache().join("pghoard/package").exists();
     if !installed {
-        eprintln!(
-            "SKIPPED: PGHoard is not installed (PGHOARD_SOURCE names a checkout for scripts/install-pghoard)"
+        process::skipped(
+            "PGHoard is not installed (PGHOARD_SOURCE names a checkout for scripts/install-pghoard)",
         );
     }
     installed

@@ -36,6 +36,14 @@ fn account() -> Option<(u32, u32)> {
     })
 }
 
+/// Says that the test at hand, or a part of it, is left out, and why. Not with `eprintln!`, which the test harness
+/// hides when a test passes.
+pub fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {test}: {why}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error takes a line");
+}
+
 /// A command run by the unprivileged user, which gets `at_our_death` when this test process ends in any way,
 /// SIGKILL and Ctrl-C included. Its pid is the program's own.
 pub fn command(program: &Path, at_our_death: &str) -> Command {

@@ -643,7 +643,7 @@ fn a_full_disk_is_said_and_a_second_try_with_room_works() {
         mount.output().is_ok_and(|output| output.status.success())
     };
     if !mount("size=64m") {
-        eprintln!("skipped: mounting a small file system takes root");
+        process::skipped("mounting a small file system takes root");
         return;
     }
     let _unmount = Unmount(volume.clone());

@@ -23,7 +23,9 @@ impl S3 {
                 env::var_os("CI").is_none() && env::var_os("PGKEEP_TEST_REQUIRED").is_none(),
                 "PGKEEP_TEST_S3_ENDPOINT is not set: run the tests by `scripts/with-s3 cargo test`"
             );
-            eprintln!("skipped: no S3 server (PGKEEP_TEST_S3_ENDPOINT is not set); scripts/with-s3 runs one");
+            crate::process::skipped(
+                "no S3 server (PGKEEP_TEST_S3_ENDPOINT is not set); scripts/with-s3 runs one",
+            );
             return None;
         };
         let variable = |name| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
