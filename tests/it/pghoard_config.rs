@@ -567,6 +567,14 @@ fn what_a_pghoard_daemon_left_behind_is_stored_and_removed() {
     wait_for("PGHoard compresses", || {
         segments.iter().all(|segment| folder("xlog").join(format!("{segment}.metadata")).exists())
     });
+    wait_for("PGHoard receives the unfinished segment", || {
+        let of_next =
+            |name: &String| name.ends_with(".partial") && segments.iter().all(|done| !name.starts_with(done));
+        let written = |name: String| {
+            fs::read(folder("xlog_incoming").join(name)).is_ok_and(|wal| wal.iter().any(|&byte| byte != 0))
+        };
+        files("xlog_incoming").into_iter().filter(of_next).any(written)
+    });
     process::signal(daemon.id(), Signal::TERM);
     process::wait(&mut daemon, Duration::from_mins(1)).expect("PGHoard stops");
 
